@@ -1,0 +1,65 @@
+# The front door. `make help` lists what there is.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+RESULTS ?= results
+SUITE   ?= quick
+JOBS    ?=
+PINS    := pyproject.toml constraints.txt
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev bench report test test-slow test-all notebooks lint format clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@echo
+	@echo "  make bench SUITE=quick SEEDS=5 ALGOS=\"iql bc\" DATASETS=\"hoard/pendulum/mixed-v0\" SET=\"updates=2000\" JOBS=2"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hoard needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each kind of installation: the second call has nothing to do until the pins change.
+$(VENV)/.installed: $(PINS) | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(PINS) | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+setup: $(VENV)/.installed ## virtual environment with pinned packages (bench does it by itself)
+
+setup-dev: $(VENV)/.installed-dev
+
+bench: setup ## run a suite, skip what is finished, print the table (SUITE SEEDS ALGOS DATASETS SET JOBS RESULTS)
+	@$(BIN)/hoard bench $(SUITE) --results $(RESULTS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ALGOS),--algos $(ALGOS)) \
+	  $(if $(DATASETS),--datasets $(DATASETS)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
+
+report: setup ## rebuild tables, figures and report.html of SUITE
+	@$(BIN)/hoard report $(SUITE) --results $(RESULTS)
+
+test: setup-dev ## the tests, without the slow ones
+	$(BIN)/python -m pytest
+
+test-slow: setup-dev ## full-size data and learning checks
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow ## both
+
+notebooks: setup-dev ## execute the notebooks in place, keeping their outputs
+	$(BIN)/python -m hoard.analysis.notebooks.execute
+
+lint: setup-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p .lint/hoard && for d in algos analysis datasets envs runners; do ln -sfn ../../$$d .lint/hoard/$$d; done
+	MYPYPATH=.lint $(BIN)/mypy --namespace-packages --explicit-package-bases .lint/hoard
+
+format: setup-dev ## let ruff rewrite the layout of the code
+	$(BIN)/ruff check --fix-only -q .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and caches; results and datasets stay
+	rm -rf $(VENV) .lint .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,1 @@
+"""One file, one algorithm. Files here never import one another."""

@@ -1,0 +1,1 @@
+"""Notebooks over result files, and `execute` to run them from the command line."""

@@ -1,0 +1,201 @@
+"""Two figures: learning curves and last scores with their intervals.
+
+Figures are plain `matplotlib.figure.Figure` objects: importing this module chooses no backend and opens no window.
+A method keeps its colour and line style in every figure of a suite, failed cells or not, because both follow its place
+in `cells.json`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from hoard.analysis import stats, tables
+from hoard.analysis.results import Results
+
+DPI = 130
+WIDTH = 10.0  # inches; text stays readable when a README scales the image to its column
+BAND_RESAMPLES = stats.MIN_RESAMPLES  # a curve has hundreds of points, each of which is an interval
+LINE_STYLES = ("-", "--", ":", "-.")
+INK, FAINT = "#222222", "#8a8a8a"
+
+
+def curves(results: Results, metric: str = "score", *, resamples: int = BAND_RESAMPLES) -> Figure:
+    """Learning curves: one panel per dataset, IQM over seeds with its bootstrap band."""
+    measure, styles = tables.measures(results, metric), method_styles(results)
+    episodes = results.finished
+    episodes = episodes[episodes["variant"] == ""]
+    with _style():
+        figure, panels = _grid(len(results.datasets), height=2.9)
+        for axes, dataset in zip(panels, results.datasets):
+            own = episodes[episodes["dataset"] == dataset]
+            x = "env_step" if (own["env_step"] > 0).any() else "update"
+            for method in results.methods:
+                _curve(axes, own[own["method"] == method], x, measure[dataset], styles[method], resamples)
+            _reference_lines(axes, measure[dataset], horizontal=True)
+            axes.set_title(dataset)
+            axes.set_xlabel("environment steps" if x == "env_step" else "gradient updates")
+            axes.set_ylabel(_measure_label(measure[dataset]))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            if own.empty:
+                _remark(axes, "no finished run", 0.5)
+        handles = [Line2D([], [], **styles[method], linewidth=2, label=method) for method in results.methods]
+        rows = math.ceil(len(handles) / 6)
+        figure.legend(handles=handles, loc="outside upper center", ncols=math.ceil(len(handles) / rows), frameon=False)
+        caption = f"line: IQM over seeds; band: {100 * stats.LEVEL:g} % bootstrap interval ({resamples:,} resamples)"
+        _caption(figure, caption)
+    return figure
+
+
+def comparison(results: Results, metric: str = "score", table: tables.Table | None = None) -> Figure:
+    """Last scores: IQM and interval per dataset and method, every seed as a dot, then all datasets together."""
+    frame = (table or tables.score_table(results, metric)).frame
+    values, styles = tables.seed_values(results), method_styles(results)
+    labels = list(dict.fromkeys(frame["dataset"]))  # the datasets, then the aggregate where there is one
+    with _style():
+        figure, panels = _grid(len(labels), height=0.9 + 0.3 * len(results.methods))
+        for axes, label in zip(panels, labels):
+            own = frame[frame["dataset"] == label].set_index("method")
+            measure = own["measure"].iloc[0]
+            _reference_lines(axes, measure, horizontal=False)
+            for place, method in enumerate(results.methods):
+                if method not in own.index:
+                    continue
+                row, color = own.loc[method], styles[method]["color"]
+                seeds = values[(values["dataset"] == label) & (values["method"] == method)][measure]
+                axes.plot(seeds, np.full(len(seeds), place + 0.13), "o", color=color, alpha=0.45, ms=3.5, mew=0)
+                axes.plot([row["iqm_low"], row["iqm_high"]], [place - 0.13] * 2, color=color, lw=2.4)
+                axes.plot(row["iqm"], place - 0.13, "D", color=color, ms=5.5, mec="white", mew=0.7)
+                if not row["seeds"]:
+                    _remark(axes, "no finished run", 1 - (place + 0.6) / len(results.methods))
+                elif row["seeds"] < row["planned"]:
+                    right = np.nanmax([row["iqm_high"], row["iqm"], *seeds])
+                    text = f"{row['seeds']}/{row['planned']}"
+                    look: dict[str, Any] = {"color": FAINT, "fontsize": 8, "va": "center"}
+                    axes.annotate(text, (right, place), xytext=(7, 0), textcoords="offset points", **look)
+            spec = axes.get_subplotspec()
+            named = spec is None or spec.is_first_col()  # the panels of a row share their rows' names
+            axes.set_yticks(range(len(results.methods)), results.methods if named else [])
+            axes.set_ylim(len(results.methods) - 0.4, -0.6)
+            axes.grid(visible=False, axis="y")
+            axes.set_title(label, fontweight="bold" if label not in results.datasets else "normal")
+            axes.set_xlabel(_measure_label(measure))
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        level, resamples = 100 * frame["level"].iloc[0], frame["resamples"].iloc[0]
+        _caption(
+            figure,
+            f"diamond and bar: IQM over seeds with its {level:g} % bootstrap interval ({resamples:,} resamples); "
+            "dots: seeds" + ("; m/n: m of n seeds finished" if (frame["seeds"] < frame["planned"]).any() else ""),
+        )
+    return figure
+
+
+def method_styles(results: Results) -> dict[str, dict[str, Any]]:
+    """Colour and line style of each method: ten colour-blind-safe colours, then the same ones dashed."""
+    palette = sns.color_palette("colorblind").as_hex()
+    return {
+        method: {"color": palette[place % len(palette)], "linestyle": LINE_STYLES[place // len(palette) % 4]}
+        for place, method in enumerate(results.methods)
+    }
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes for the same figure and library versions."""
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=DPI)
+    return sink.getvalue()
+
+
+def curve_points(rows: pd.DataFrame, x: str, measure: str, resamples: int = BAND_RESAMPLES) -> pd.DataFrame:
+    """IQM over seeds and its interval at every x that all seeds reached: a point on fewer seeds would be another mix.
+
+    Where several evaluations share one x (an offline phase at environment step 0), the last one stands for it.
+    """
+    means = tables.group_means(rows.groupby(["seed", "update", "env_step"], sort=True)[[measure]]).reset_index()
+    wide = means.drop_duplicates(["seed", x], keep="last").pivot(index=x, columns="seed", values=measure)
+    wide = wide[means.groupby(x)["seed"].nunique() == rows["seed"].nunique()]
+    points = [stats.bootstrap_interval([values], resamples=resamples) for values in wide.to_numpy()]
+    return pd.DataFrame(points, index=wide.index, columns=list(stats.Estimate._fields))
+
+
+def _curve(axes: Axes, rows: pd.DataFrame, x: str, measure: str, style: dict[str, Any], resamples: int) -> None:
+    if rows.empty:
+        return
+    points = curve_points(rows, x, measure, resamples)
+    if x == "env_step" and not points.index.any():
+        # A method that takes no environment steps has no curve over them: a level line at its last score.
+        axes.axhline(points["point"].iloc[-1], **style | {"linestyle": (0, (4, 2))}, linewidth=1.4)
+        return
+    marker = "o" if len(points) < 15 else None
+    axes.plot(points.index, points["point"], **style, marker=marker, markersize=3, linewidth=1.8)
+    axes.fill_between(points.index, points["low"], points["high"], color=style["color"], alpha=0.18, linewidth=0)
+
+
+def _reference_lines(axes: Axes, measure: str, *, horizontal: bool) -> None:
+    if measure != "score":
+        return
+    look: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": (0, (2, 2)), "zorder": 1}
+    for value, name in ((0, "random"), (100, "expert")):
+        if horizontal:
+            axes.axhline(value, **look)
+            x, y, transform, rotation = 0.99, float(value), axes.get_yaxis_transform(), 0
+        else:
+            axes.axvline(value, **look)
+            x, y, transform, rotation = float(value), 0.99, axes.get_xaxis_transform(), 90
+        va = "bottom" if horizontal else "top"
+        axes.text(x, y, name, color=FAINT, fontsize=8, ha="right", va=va, rotation=rotation, transform=transform)
+
+
+def _remark(axes: Axes, text: str, height: float) -> None:
+    axes.text(0.5, height, text, color=FAINT, fontsize=9, ha="center", va="center", transform=axes.transAxes)
+
+
+def _caption(figure: Figure, text: str) -> None:
+    figure.supxlabel(textwrap.fill(text, int(15 * figure.get_figwidth())), fontsize=9, color=FAINT)
+
+
+def _measure_label(measure: str) -> str:
+    return "normalised score" if measure == "score" else "return"
+
+
+def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    columns = 1 if count == 1 else 2 if count in (2, 4) else 3
+    rows = math.ceil(count / columns)
+    width = WIDTH if columns > 1 else 0.65 * WIDTH
+    figure = Figure(figsize=(width, height * rows + 0.5), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    settings = sns.axes_style("whitegrid") | {
+        "font.size": 10,
+        "axes.titlesize": 10.5,
+        "axes.labelsize": 9.5,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9.5,
+        "axes.edgecolor": "#cccccc",
+        "grid.color": "#ececec",
+        "text.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(settings):
+        yield

@@ -1,0 +1,50 @@
+"""Datasets that are generated here, on first use, rather than downloaded.
+
+===========================================  ==============================================================
+``hoard/pointmaze/{umaze,medium}[-<N>k]-v0``  Minari's PointMaze recipe, the goal observed; N thousand steps
+``hoard/maze2d/{umaze,medium}[-<N>k]-v0``     the same walks, the goal hidden, rewards for one fixed goal
+``hoard/pointmaze/stitch-v0``                 MBRCSL's point maze: the best path is in no trajectory
+``hoard/pendulum/mixed-v0``                   Pendulum-v1 from four skill levels
+===========================================  ==============================================================
+
+A recipe is deterministic: the same id gives the same arrays, bit for bit, under the same package versions. Reset
+seeds are below 2**31. Nothing is written to disk here.
+"""
+
+import difflib
+import re
+
+from hoard.datasets.recipes import maze2d, pendulum, pointmaze, stitch
+from hoard.datasets.recipes._common import Progress, Recording
+
+__all__ = ["Progress", "Recording", "generate", "is_known", "known_ids"]
+
+_FIXED = {"hoard/pointmaze/stitch-v0": stitch.record, "hoard/pendulum/mixed-v0": pendulum.record}
+_WALKS = {"pointmaze": pointmaze.record, "maze2d": maze2d.record}
+_WALK_ID = re.compile(r"hoard/(?P<family>pointmaze|maze2d)/(?P<maze>umaze|medium)(-(?P<thousands>[1-9]\d*)k)?-v0")
+
+
+def known_ids() -> list[str]:
+    """The ids at their default length, sorted."""
+    walks = [f"hoard/{family}/{maze}-v0" for family in _WALKS for maze in pointmaze.DEFAULT_STEPS]
+    return sorted([*_FIXED, *walks])
+
+
+def is_known(dataset_id: str) -> bool:
+    """Whether `generate` takes this id, lengths such as ``hoard/pointmaze/umaze-1000k-v0`` included."""
+    return dataset_id in _FIXED or _WALK_ID.fullmatch(dataset_id) is not None
+
+
+def generate(dataset_id: str, progress: Progress | None = None) -> Recording:
+    """Generate a dataset and measure its reference scores; ``progress(done, total)`` counts environment steps."""
+    if dataset_id in _FIXED:
+        return _FIXED[dataset_id](progress=progress)
+    if match := _WALK_ID.fullmatch(dataset_id):
+        maze, thousands = match["maze"], match["thousands"]
+        steps = int(thousands) * 1000 if thousands else pointmaze.DEFAULT_STEPS[maze]
+        return _WALKS[match["family"]](maze, steps, progress=progress)
+    near = difflib.get_close_matches(dataset_id, known_ids(), n=3, cutoff=0.4) or known_ids()
+    raise ValueError(
+        f"no recipe for {dataset_id!r}; nearest: {', '.join(near)} "
+        "(pointmaze and maze2d take a length, as in hoard/pointmaze/umaze-1000k-v0)"
+    )

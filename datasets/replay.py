@@ -1,0 +1,200 @@
+"""One replay buffer: starts from a dataset, grows online, samples uniformly, in sequences, or at a set ratio.
+
+All tensors live on the training device and every draw uses the generator that the caller hands in. The observation
+table of the dataset is shared by s and s' (see `Dataset`); online steps add two rows each, so they need no episode
+bookkeeping. The dataset part is never overwritten; the online part is a ring.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hoard.datasets.dataset import Dataset
+
+Batch = dict[str, Tensor]
+
+
+class ReplayBuffer:
+    """Transitions on `device`.
+
+    Sampled fields, batch B: `obs`, `next_obs` (B, obs_dim), `action` (B, action_dim), `reward`, `terminated` (B,) f32,
+    plus one (B,) entry for each name in `extra` (per-transition numbers of the dataset, such as returns-to-go).
+    `online_capacity` steps may be added; beyond it the oldest online step is overwritten.
+    Raises ValueError for an `extra` of the wrong length, or together with an online part (it has no values there).
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | None,
+        device: torch.device | str = "cpu",
+        online_capacity: int = 0,
+        obs_dim: int | None = None,
+        action_dim: int | None = None,
+        extra: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        if dataset is None and (obs_dim is None or action_dim is None):
+            raise ValueError("a buffer without a dataset needs obs_dim and action_dim")
+        extra = extra or {}
+        if extra and (online_capacity or dataset is None):
+            raise ValueError("extra fields belong to the dataset; an online step has no value for them")
+        self.device = torch.device(device)
+        self.offline_size = len(dataset) if dataset is not None else 0
+        self.online_capacity = online_capacity
+        self.online_size = 0
+        self._cursor = 0  # next slot of the online ring
+        self._episode = 0  # number of the online episode being recorded
+        capacity = self.offline_size + online_capacity
+        table = len(dataset.observations) if dataset is not None else 0
+        self._table_start = table
+
+        def put(array: np.ndarray | None, rows: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            tensor = torch.zeros((rows, *shape), dtype=dtype, device=self.device)
+            if array is not None:
+                tensor[: len(array)] = torch.as_tensor(np.ascontiguousarray(array), device=self.device)
+            return tensor
+
+        d = dataset
+        obs_dim = d.obs_dim if d is not None else obs_dim
+        action_dim = d.action_dim if d is not None else action_dim
+        self.observations = put(d and d.observations, table + 2 * online_capacity, obs_dim)
+        self.rows = put(d and d.rows, capacity, dtype=torch.int64)
+        # Slot k of the online part owns table rows 2k and 2k+1 behind the dataset's.
+        self.rows[self.offline_size :] = table + 2 * torch.arange(online_capacity, device=self.device)
+        self.action = put(d and d.action, capacity, action_dim)
+        self.reward = put(d and d.reward, capacity)
+        self.terminated = put(d and d.terminated, capacity)
+        # Online episodes continue the dataset's numbering; -1 marks an empty slot.
+        self.episode = put(d and d.episode_index, capacity, dtype=torch.int64)
+        self.episode[self.offline_size :] = -1
+        self._episode = d.num_episodes if d is not None else 0
+        self.timestep = put(d and d.timestep, capacity, dtype=torch.int64)
+        self._online_t = 0
+        self.extra: dict[str, Tensor] = {}
+        for name, values in extra.items():
+            if len(values) != self.offline_size:
+                raise ValueError(f"extra '{name}' has {len(values)} values for {self.offline_size} transitions")
+            self.extra[name] = put(np.asarray(values, np.float32), capacity)
+
+    def __len__(self) -> int:
+        return self.offline_size + self.online_size
+
+    def add(self, obs: Any, action: Any, reward: float, next_obs: Any, terminated: bool, truncated: bool) -> None:
+        """Record one online step. `terminated` masks bootstrapping; either flag ends the episode."""
+        if self.online_capacity == 0:
+            raise ValueError("this buffer has no room for online steps: give online_capacity")
+        slot = self.offline_size + self._cursor
+        row = self._table_start + 2 * self._cursor
+        self.observations[row] = torch.as_tensor(obs, dtype=torch.float32)
+        self.observations[row + 1] = torch.as_tensor(next_obs, dtype=torch.float32)
+        self.action[slot] = torch.as_tensor(action, dtype=torch.float32)
+        self.reward[slot] = float(reward)
+        self.terminated[slot] = float(terminated)
+        self.episode[slot] = self._episode
+        self.timestep[slot] = self._online_t
+        self._online_t += 1
+        if terminated or truncated:
+            self._episode += 1
+            self._online_t = 0
+        self._cursor = (self._cursor + 1) % self.online_capacity
+        self.online_size = min(self.online_size + 1, self.online_capacity)
+
+    # --- sampling ---
+
+    def draw(self, batch_size: int, generator: torch.Generator, offline_ratio: float | None = None) -> Tensor:
+        """Indices (B,) with replacement; `offline_ratio` fixes how many come from the dataset, exactly.
+
+        Without a ratio the draw is uniform over everything stored. Raises ValueError for a ratio outside [0, 1] or when
+        a part that must supply transitions is empty.
+        """
+        if offline_ratio is None:
+            if not len(self):
+                raise ValueError("cannot sample: the buffer is empty")
+            return self._randint(len(self), batch_size, generator)
+        if not 0 <= offline_ratio <= 1:
+            raise ValueError(f"offline_ratio {offline_ratio} must lie in [0, 1]")
+        offline = round(offline_ratio * batch_size)
+        for part, size, wanted in (
+            ("offline", self.offline_size, offline),
+            ("online", self.online_size, batch_size - offline),
+        ):
+            if wanted and not size:
+                raise ValueError(f"offline_ratio {offline_ratio} asks for {wanted} {part} transitions; there are none")
+        parts = []
+        if offline:
+            parts.append(self._randint(self.offline_size, offline, generator))
+        if offline < batch_size:
+            parts.append(self.offline_size + self._randint(self.online_size, batch_size - offline, generator))
+        return torch.cat(parts)
+
+    def sample(self, batch_size: int, generator: torch.Generator, offline_ratio: float | None = None) -> Batch:
+        """A batch of transitions; see `draw` for how they are chosen."""
+        return self.gather(self.draw(batch_size, generator, offline_ratio))
+
+    def gather(self, index: Tensor) -> Batch:
+        """The transitions at `index` (...,): every field gets that leading shape."""
+        rows = self.rows[index]
+        batch = {
+            "obs": self.observations[rows],
+            "action": self.action[index],
+            "reward": self.reward[index],
+            "next_obs": self.observations[rows + 1],
+            "terminated": self.terminated[index],
+        }
+        batch.update({name: values[index] for name, values in self.extra.items()})
+        return batch
+
+    def sample_sequences(
+        self, batch_size: int, length: int, generator: torch.Generator, offline_ratio: float | None = None
+    ) -> Batch:
+        """Windows (B, length, ...) that start at a uniformly drawn transition and stop at its episode's end.
+
+        Right padded with zeros; `mask` (B, length) is 1 on real steps, `timestep` (B, length) counts from the episode's
+        start. No window crosses an episode, nor the seam of the online ring.
+        """
+        first = self.draw(batch_size, generator, offline_ratio)
+        index = first[:, None] + torch.arange(length, device=self.device)
+        inside = index < torch.where(first < self.offline_size, self.offline_size, len(self))[:, None]
+        index = torch.where(inside, index, first[:, None])
+        # Same episode and counting on: behind the ring's write position the slots belong to older steps.
+        steps = torch.arange(length, device=self.device)
+        counts_on = self.timestep[index] == self.timestep[first][:, None] + steps
+        inside &= (self.episode[index] == self.episode[first][:, None]) & counts_on
+        index = torch.where(inside, index, first[:, None])
+        batch = self.gather(index) | {"timestep": self.timestep[index]}
+        for name, values in batch.items():
+            batch[name] = torch.where(inside.reshape(*inside.shape, *[1] * (values.ndim - 2)), values, 0)
+        batch["mask"] = inside.float()
+        return batch
+
+    def _randint(self, high: int, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(high, (count,), generator=generator, device=self.device)
+
+    # --- resume ---
+
+    _ONLINE = ("action", "reward", "terminated", "episode", "timestep")
+    _COUNTERS = ("online_size", "_cursor", "_episode", "_online_t")
+    _SIZES = ("offline_size", "online_capacity")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the dataset does not already hold: the online part and its counters."""
+        state: dict[str, Any] = {name: getattr(self, name) for name in (*self._SIZES, *self._COUNTERS)}
+        for name in self._ONLINE:
+            state[name] = getattr(self, name)[self.offline_size : len(self)].clone()
+        state["observations"] = self.observations[self._table_start : self._table_start + 2 * self.online_size].clone()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave. Raises ValueError if it comes from a buffer of other sizes."""
+        for name in self._SIZES:  # slots are numbered by them
+            if state[name] != getattr(self, name):
+                raise ValueError(f"the state has {name} {state[name]}, this buffer {getattr(self, name)}")
+        for name in self._COUNTERS:
+            setattr(self, name, state[name])
+        for name in self._ONLINE:
+            getattr(self, name)[self.offline_size : len(self)] = state[name].to(self.device)
+        rows = 2 * self.online_size
+        self.observations[self._table_start : self._table_start + rows] = state["observations"].to(self.device)

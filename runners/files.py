@@ -1,0 +1,29 @@
+"""Files appear whole or not at all: write beside, fsync, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a scratch file in the same folder, then move it over `path`."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(scratch)
+        with open(scratch, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, lambda scratch: scratch.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n"))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())

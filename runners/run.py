@@ -1,0 +1,423 @@
+"""One run: its folder, its randomness, its log, its evaluations, its checkpoint.
+
+The folder is addressed by what determines the result: the algorithm file's content, the resolved config, the dataset's
+hash and the seed. A run killed at any moment and started again continues from its last checkpoint, which holds the
+weights, optimisers, generators, pending log values and every result row so far; on CPU it ends with the same bits as a
+run never killed. Rows written after that checkpoint are forgotten with the updates that made them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from hoard.datasets import Dataset
+from hoard.runners.evaluate import Evaluator, Policy, evaluation_seed
+from hoard.runners.files import read_json, write_atomic, write_json
+
+SCHEMA_VERSION = 1
+EPISODE_SCHEMA = pa.schema(
+    [
+        ("schema_version", pa.int32()),
+        ("variant", pa.string()),
+        ("update", pa.int64()),
+        ("env_step", pa.int64()),
+        ("final", pa.bool_()),
+        ("episode", pa.int32()),
+        ("eval_seed", pa.int64()),
+        ("return", pa.float64()),
+        ("length", pa.int32()),
+        ("success", pa.bool_()),
+        ("score", pa.float64()),
+    ]
+)
+
+
+class RunConfig(Protocol):
+    """The fields of an algorithm's Config that the runner itself reads."""
+
+    dataset: str
+    seed: int
+    device: str
+    threads: int
+    updates: int
+    log_every: int
+    eval_every: int
+    eval_episodes: int
+    final_eval_episodes: int
+    checkpoint_every: int
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+class Busy(Exception):
+    """Another process is working in this run's folder."""
+
+
+def resolve_device(name: str) -> str:
+    """`auto` means CUDA if there is one. Raises ValueError for a device torch cannot use here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def address(algo_file: Path, config: dict[str, Any], data_hash: str) -> str:
+    """`runs/<algorithm>/<dataset>/<seed>-<hash>`, relative to the results folder."""
+    source = hashlib.sha256(algo_file.read_bytes()).hexdigest()
+    text = json.dumps([source, config, data_hash], sort_keys=True)
+    slug = config["dataset"].replace("d4rl:", "d4rl-").strip("/").replace("/", "-")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"runs/{algo_file.stem}/{slug}/{config['seed']}-{digest}"
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """The run's status.json, or {'status': 'pending'} before its first start."""
+    try:
+        return read_json(folder / "status.json")
+    except FileNotFoundError:
+        return {"status": "pending"}
+
+
+class Run:
+    """What an algorithm's `train(cfg, run)` works with.
+
+    Raises Busy if another process holds the folder. Close it when done (`with run:`).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cfg: RunConfig,
+        dataset: Dataset,
+        config: dict[str, Any],
+        defaults: dict[str, Any],
+        algo_file: Path,
+        trackers: tuple[Any, ...] = (),
+    ) -> None:
+        self.folder, self.cfg, self.dataset = folder, cfg, dataset
+        self.device = torch.device(resolve_device(cfg.device))
+        self.update = 0  # gradient updates done
+        self.env_step = 0  # environment steps spent on training; an online algorithm raises it
+        self.stop_requested = False
+        self._trackers = trackers
+        self._registered: dict[str, Any] = {}
+        self._episodes: list[dict[str, Any]] = []
+        self._metrics: list[dict[str, Any]] = []
+        self._pending: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+        self._evaluator: Evaluator | None = None
+        self._wall_before = 0.0
+        self._started = time.monotonic()
+        self._window_start = (0, self._started)
+        self._resumed_state: dict[str, Any] | None = None
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(folder / ".lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise Busy(f"another process is working in {folder}") from None
+
+        # One seed, two streams: `generator` for everything that trains. The global torch stream is not drawn from here,
+        # but it is seeded and kept in the checkpoint, so that a fork that uses it still resumes exactly.
+        torch.manual_seed(cfg.seed)
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(int(np.random.SeedSequence([cfg.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
+        self._read_checkpoint()
+        overrides = {k: v for k, v in config.items() if defaults.get(k, v) != v and k not in ("dataset", "seed")}
+        write_json(folder / "config.json", {"algo": algo_file.stem, "config": config, "overrides": overrides})
+        write_json(folder / "provenance.json", provenance(algo_file, dataset, self.device))
+        self._write_status("running")
+
+    # --- what an algorithm calls ---
+
+    def register(self, **objects: Any) -> None:
+        """Name everything that must survive a kill: modules, optimisers, buffers; anything with a state_dict.
+
+        Call once, before `loop`. If the run was interrupted, each object is restored here.
+        """
+        if self._registered:
+            raise RuntimeError("register everything in one call")
+        self._registered = objects
+        if (state := self._resumed_state) is not None:
+            if set(state["objects"]) != set(objects):
+                raise RuntimeError(
+                    f"{self.folder}: the checkpoint holds {sorted(state['objects'])}, not {sorted(objects)}"
+                )
+            for name, thing in objects.items():
+                thing.load_state_dict(state["objects"][name])
+            self._restore_randomness(state)
+            self._resumed_state = None
+
+    def loop(self, updates: int) -> Iterator[int]:
+        """Yield the number of each remaining update, 1..updates; log, checkpoint and stop between them.
+
+        Raises FloatingPointError, naming metric and update, if a logged value is not finite.
+        """
+        if not self._registered:
+            raise RuntimeError("call run.register(...) before run.loop(...): nothing would survive a kill")
+        self.total_updates = updates
+        self._window_start = (self.update, time.monotonic())
+        for update in range(self.update + 1, updates + 1):
+            self.update = update
+            yield update
+            if update % self.cfg.log_every == 0 or update == updates:
+                self._flush_metrics()
+            if self.stop_requested:
+                self.save_checkpoint()
+                raise Stopped
+            if update % self.cfg.checkpoint_every == 0 or update == updates:
+                self.save_checkpoint()
+
+    def log(self, metrics: dict[str, Tensor]) -> None:
+        """Keep this update's detached 0-d metrics; their window means are written every `log_every` updates.
+
+        Nothing is copied from the device until then.
+        """
+        for name, value in metrics.items():
+            self._pending[name].append((self.update, value))
+
+    @property
+    def episode_limit(self) -> int:
+        """Steps after which the evaluation environment truncates an episode."""
+        spec = self.dataset.env_spec
+        if spec is None or spec.max_episode_steps is None:
+            raise ValueError(f"{self.dataset.id}: its evaluation environment has no time limit")
+        return spec.max_episode_steps
+
+    @property
+    def evaluation_due(self) -> bool:
+        """True every `eval_every` updates and after the last one."""
+        return self.update % self.cfg.eval_every == 0 or self.update == self.total_updates
+
+    def evaluate(self, policy: Policy, variant: str = "") -> list[dict[str, Any]]:
+        """Roll out and record episodes: `eval_episodes`, or `final_eval_episodes` after the last update.
+
+        `variant` "" is the headline policy; any other name marks a further policy of the same run. Episode seeds depend
+        on run seed, update and episode alone; no training randomness is used.
+        """
+        final = self.update == self.total_updates
+        count = self.cfg.final_eval_episodes if final else self.cfg.eval_episodes
+        for name, entries in self._pending.items():
+            self._finite(name, entries)  # a broken loss is named as such, before a broken policy acts
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self.dataset, self.device)
+        rows = self._evaluator(policy, [evaluation_seed(self.cfg.seed, self.update, k) for k in range(count)])
+        shared = {
+            "schema_version": SCHEMA_VERSION,
+            "variant": variant,
+            "update": self.update,
+            "env_step": self.env_step,
+            "final": final,
+        }
+        for k, row in enumerate(rows):
+            self._episodes.append(shared | row | {"episode": k})
+        self._write_episodes()
+        self._report(rows, variant)
+        return rows
+
+    # --- log ---
+
+    def _flush_metrics(self) -> None:
+        if not self._pending:
+            return
+        row: dict[str, Any] = {}
+        window = list(self._pending.items())
+        self._pending = defaultdict(list)
+        for name, entries in window:
+            row[name] = self._finite(name, entries).double().mean().item()
+        now = time.monotonic()
+        since, then = self._window_start
+        self._window_start = (self.update, now)
+        head = {
+            "update": self.update,
+            "env_step": self.env_step,
+            "wall_time": self.wall_time,
+            "updates_per_second": (self.update - since) / max(now - then, 1e-9),
+        }
+        self._metrics.append(head | row)
+        for tracker in self._trackers:
+            tracker(self.update, row)
+        self._write_status("running")
+
+    @staticmethod
+    def _finite(name: str, entries: list[tuple[int, Tensor]]) -> Tensor:
+        values = torch.stack([value.detach().float() for _, value in entries]).cpu()
+        bad = torch.nonzero(~torch.isfinite(values))
+        if len(bad):
+            raise FloatingPointError(f"{name} is {values[bad[0, 0]].item()} at update {entries[bad[0, 0]][0]}")
+        return values
+
+    def _report(self, rows: list[dict[str, Any]], variant: str) -> None:
+        returns, scores = ([row[key] for row in rows] for key in ("return", "score"))
+        text = f"update {self.update}/{self.total_updates}  return {np.mean(returns):.2f}"
+        if not np.isnan(scores).any():
+            text += f"  score {np.mean(scores):.1f}"
+        text += f"  ({len(rows)} episodes{', ' + variant if variant else ''})  {self.wall_time:.0f} s"
+        self.say(text)
+        name = f"eval/{variant}/" if variant else "eval/"
+        values = {f"{name}return": np.mean(returns), f"{name}score": np.mean(scores)}
+        for tracker in self._trackers:
+            tracker(self.update, values)
+
+    def say(self, text: str) -> None:
+        """One plain line on standard output and in the run's log.txt."""
+        print(text, flush=True)
+        with open(self.folder / "log.txt", "a") as file:
+            file.write(text + "\n")
+
+    @property
+    def wall_time(self) -> float:
+        """Seconds this run has been worked on, over all its starts."""
+        return self._wall_before + time.monotonic() - self._started
+
+    # --- files ---
+
+    def _write_episodes(self) -> None:
+        table = pa.Table.from_pylist(self._episodes, schema=EPISODE_SCHEMA)
+        write_atomic(self.folder / "episodes.parquet", lambda path: pq.write_table(table, path))
+
+    def _write_metrics(self) -> None:
+        # Columns are the union over all rows: a metric that appears late is kept, with nulls before.
+        names = list(dict.fromkeys(["update", *(name for row in self._metrics for name in row)]))
+        table = pa.table({name: [row.get(name) for row in self._metrics] for name in names})
+        write_atomic(self.folder / "metrics.parquet", lambda path: pq.write_table(table, path))
+
+    def _write_status(self, status: str, error: str | None = None) -> None:
+        value = {
+            "schema_version": SCHEMA_VERSION,
+            "status": status,
+            "update": self.update,
+            "updates": self.cfg.updates,
+            "env_step": self.env_step,
+            "wall_time": round(self.wall_time, 3),
+            "pid": os.getpid(),
+            "error": error,
+        }
+        write_json(self.folder / "status.json", value)
+
+    def save_checkpoint(self) -> None:
+        state = {
+            "schema_version": SCHEMA_VERSION,
+            "update": self.update,
+            "env_step": self.env_step,
+            "wall_time": self.wall_time,
+            "objects": {name: thing.state_dict() for name, thing in self._registered.items()},
+            "generator": self.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "episodes": self._episodes,
+            "metrics": self._metrics,
+            "pending": {name: list(entries) for name, entries in self._pending.items()},
+        }
+        write_atomic(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        self._write_metrics()
+
+    def _read_checkpoint(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            for stale in ("episodes.parquet", "metrics.parquet"):
+                (self.folder / stale).unlink(missing_ok=True)
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise RuntimeError(f"{path} cannot be read ({error}); delete the folder to start this run again") from error
+        self.update, self.env_step = state["update"], state["env_step"]
+        self._episodes, self._metrics = state["episodes"], state["metrics"]
+        self._pending = defaultdict(list, state["pending"])
+        self._wall_before = state["wall_time"]
+        self._resumed_state = state
+        self.say(f"resuming after update {self.update}")
+
+    def _restore_randomness(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["torch_rng"].cpu())
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
+
+    # --- end ---
+
+    def finish(self) -> None:
+        self._write_episodes()
+        self._write_metrics()
+        self._write_status("finished")
+
+    def fail(self, status: str, error: str | None = None) -> None:
+        """Record why the run ended early; `status` is 'failed' or 'interrupted'."""
+        self._write_status(status, error)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._evaluator is not None:
+            self._evaluator.close()
+        self._lock.close()
+
+
+def provenance(algo_file: Path, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """What made this result: code revision, file and data hashes, library versions, machine class."""
+    return {
+        "revision": code_revision(algo_file.parent),
+        "algo_sha256": hashlib.sha256(algo_file.read_bytes()).hexdigest(),
+        "dataset": {"id": dataset.id, "sha256": dataset.content_hash, "transitions": len(dataset)},
+        "env": dataset.env_spec.id if dataset.env_spec else None,
+        "versions": library_versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else machine(),
+        "threads": torch.get_num_threads(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def library_versions() -> dict[str, str]:
+    names = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "h5py")
+    out = {"python": platform.python_version()}
+    for name in ("hoard", *names):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            out[name] = "absent"
+    return out
+
+
+def machine() -> str:
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+
+
+def code_revision(folder: Path) -> str:
+    """Git revision of the code, marked when the tree has uncommitted changes; 'unknown' outside a checkout."""
+    try:
+        git = ["git", "-C", str(folder)]
+        revision = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+        return revision + ("+changes" if dirty.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

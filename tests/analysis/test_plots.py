@@ -1,0 +1,121 @@
+"""Figures: right points, stable colours, no backend chosen."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from hoard.analysis import plots, results, stats, tables
+
+DATASET = "hoard/pendulum/mixed-v0"
+FILE = "episodes.parquet"
+
+
+def test_curve_points_are_the_statistics_of_each_evaluation(sweep):
+    ends = [10.0, 30.0, 80.0, 40.0, 20.0]
+    for seed, end in enumerate(ends):
+        sweep.cell("iql", DATASET, seed, curve=[0.0, end])
+    points = plots.curve_points(results.load(sweep.write()).finished, "update", "score")
+    assert points.index.tolist() == [1000, 2000]
+    expected = stats.bootstrap_interval([np.array(ends)], resamples=plots.BAND_RESAMPLES)
+    assert tuple(points.loc[2000]) == pytest.approx(expected)
+    assert tuple(points.loc[1000]) == pytest.approx((0, 0, 0), abs=1e-9)
+    assert plots.BAND_RESAMPLES >= 2_000
+
+
+def test_curve_has_no_point_that_only_some_seeds_reached(sweep):
+    sweep.cell("iql", DATASET, 0, curve=[1.0, 2.0, 3.0])
+    sweep.cell("iql", DATASET, 1, curve=[1.0, 2.0])
+    points = plots.curve_points(results.load(sweep.write()).finished, "update", "score")
+    assert points.index.tolist() == [1000, 2000]
+
+
+def test_where_evaluations_share_a_step_the_last_one_stands(sweep):
+    """An offline phase is many evaluations at environment step 0."""
+    for seed in range(2):
+        run = sweep.cell("hnpg", DATASET, seed, curve=[10.0, 20.0, 30.0], env_steps=500)
+        table = sweep.episodes(seed=seed, curve=[10.0, 20.0, 30.0])
+        steps = results.pa.array([0] * 8 + [500] * 4)
+        table = table.set_column(table.schema.get_field_index("env_step"), "env_step", steps)
+        results.pq.write_table(table, run / FILE)
+    points = plots.curve_points(results.load(sweep.write()).finished, "env_step", "score")
+    assert points["point"].to_dict() == pytest.approx({0: 20.0, 500: 30.0})
+
+
+def test_a_diverged_evaluation_leaves_a_gap(sweep):
+    sweep.cell("iql", DATASET, 0, curve=[1.0, float("nan"), 3.0])
+    sweep.cell("iql", DATASET, 1, curve=[1.0, 2.0, 3.0])
+    points = plots.curve_points(results.load(sweep.write()).finished, "update", "score")
+    assert points["point"].isna().tolist() == [False, True, False]
+
+
+def test_failed_runs_are_not_drawn_but_named(sweep):
+    sweep.cell("iql", DATASET, 0, status="failed", curve=[50.0], final=False)
+    loaded = results.load(sweep.write())
+    for figure in (plots.curves(loaded), plots.comparison(loaded)):
+        assert "no finished run" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_environment_steps_where_any_method_takes_them(sweep):
+    for seed in range(2):
+        sweep.cell("hnpg", DATASET, seed, curve=[10.0, 20.0, 30.0], env_steps=500)
+        sweep.cell("iql", DATASET, seed, curve=[5.0, 15.0, 25.0])
+    axes = plots.curves(results.load(sweep.write())).axes[0]
+    assert axes.get_xlabel() == "environment steps"
+    curve, level = axes.get_lines()[:2]
+    assert curve.get_xdata().tolist() == [500, 1000, 1500]
+    assert list(level.get_ydata()) == pytest.approx([25.0, 25.0])  # offline: its last score, all along
+
+
+def test_a_method_keeps_its_colour(quick):
+    loaded = results.load(quick.folder)
+    styles = plots.method_styles(loaded)
+    assert len({style["color"] for style in styles.values()}) == 3
+    for axes in plots.curves(loaded).axes:
+        drawn = [to_hex(line.get_color()) for line in axes.get_lines()[:3]]
+        assert drawn == [styles[method]["color"] for method in loaded.methods]
+    for axes in plots.comparison(loaded).axes:
+        diamonds = [to_hex(line.get_color()) for line in axes.get_lines() if line.get_marker() == "D"]
+        assert diamonds == [styles[method]["color"] for method in loaded.methods]
+
+
+def test_more_methods_than_colours_differ_in_style(sweep):
+    for number in range(12):
+        sweep.cell(f"method_{number}", DATASET, 0)
+    styles = plots.method_styles(results.load(sweep.write()))
+    assert len({tuple(style.values()) for style in styles.values()}) == 12
+
+
+def test_comparison_shows_every_seed_and_the_tables_numbers(quick):
+    loaded = results.load(quick.folder)
+    table = tables.score_table(loaded)
+    figure = plots.comparison(loaded, table=table)
+    assert [axes.get_title() for axes in figure.axes] == [*loaded.datasets, "all 3 datasets"]
+    for axes in figure.axes[:3]:
+        own = table.frame[table.frame["dataset"] == axes.get_title()]
+        lines = axes.get_lines()
+        assert sum(len(line.get_xdata()) for line in lines if line.get_marker() == "o") == own["seeds"].sum()
+        middles = [line.get_xdata()[0] for line in lines if line.get_marker() == "D"]
+        np.testing.assert_allclose(middles, own["iqm"])
+    assert "4/5" in [text.get_text() for text in figure.axes[1].texts]
+
+
+@pytest.mark.parametrize("metric", tables.METRICS)
+def test_reference_lines_belong_to_scores_only(quick, metric):
+    axes = plots.curves(results.load(quick.folder), metric).axes[0]
+    words = [text.get_text() for text in axes.texts]
+    assert words == (["random", "expert"] if metric == "score" else [])
+    assert axes.get_ylabel() == ("normalised score" if metric == "score" else "return")
+
+
+def test_png_is_reproducible(quick):
+    loaded = results.load(quick.folder)
+    assert plots.png(plots.comparison(loaded)) == plots.png(plots.comparison(loaded))
+
+
+def test_importing_chooses_no_backend():
+    program = "import matplotlib; import hoard.analysis.plots; print(dict.__getitem__(matplotlib.rcParams, 'backend'))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env={})
+    assert "object" in done.stdout  # still the sentinel that stands for "not yet chosen"

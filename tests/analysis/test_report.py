@@ -1,0 +1,117 @@
+"""The report: one self-contained file, the same from the run folders and from the archive."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from hoard.analysis import report, results
+
+
+class Reader(HTMLParser):
+    """Collects links, text and unbalanced tags."""
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.words, self.open, self.scripts = [], [], [], 0
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
+        self.scripts += tag == "script"
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_report_is_one_file_that_needs_no_network(quick):
+    paths = report.build(quick.root, "quick")
+    html = paths.html.read_text()
+    reader = Reader()
+    reader.feed(html)
+    assert not reader.open
+    assert not reader.scripts
+    assert len(reader.links) == 2
+    assert all(link.startswith("data:image/png;base64,") for link in reader.links)
+    assert not re.search(r"https?:|@import|url\(", re.sub(r'src="data:[^"]*"', "", html))
+
+
+def test_report_tells_all(quick):
+    text = " ".join(report.build(quick.folder).html.read_text().split())
+    for fact in (
+        "hoard bench quick SEEDS=5", "0123abcd", "torch 2.9.0", "Linux x86_64", "5f5f5f5f5f5f5f5f",
+        "43 of 45 finished", "4/5", "all 3 datasets", "target=0.9", "expectile = 0.9, updates = 10000",
+        "ddof = 1", "10,000 resamples", "75 / 90 / 93 %",
+    ):  # fmt: skip
+        assert fact in text
+    assert "RuntimeError: &lt;b&gt;loss&lt;/b&gt; is not finite" in text  # errors are text, never markup
+    assert "<b>" not in text
+
+
+def test_report_from_the_archive_is_the_same(quick, archive):
+    """D26: the two committed files rebuild every table and figure, and are themselves left alone."""
+    before = (archive / "episodes.parquet").read_bytes()
+    live, rebuilt = report.build(quick.folder), report.build(archive)
+    for name in ("markdown", "csv", "curves", "comparison", "html"):
+        assert getattr(live, name).read_bytes() == getattr(rebuilt, name).read_bytes(), name
+    assert rebuilt.episodes.read_bytes() == before == live.episodes.read_bytes()
+
+
+def test_written_files(quick):
+    paths = report.build(quick.folder)
+    names = {str(path.relative_to(quick.folder)) for path in quick.folder.rglob("*") if path.is_file()}
+    assert names == {
+        "cells.json", "episodes.parquet", "table.md", "table.csv", "report.html",
+        "figures/curves.png", "figures/comparison.png",
+    }  # fmt: skip
+    assert len(pd.read_csv(paths.csv)) == 12
+    assert paths.markdown.read_text().startswith("## Last scores\n\n| dataset | method |")
+    assert len(pd.read_parquet(paths.episodes)) == len(results.load(quick.folder).episodes)
+
+
+def test_report_of_a_sweep_where_nothing_finished(sweep):
+    sweep.cell("iql", "hoard/pendulum/mixed-v0", 0, status="failed", error="Traceback:\n  deep\nMemoryError")
+    text = report.build(sweep.write()).html.read_text()
+    assert "0 of 1 finished" in text
+    assert "Traceback:\n  deep\nMemoryError" in text
+
+
+def test_summary_for_the_terminal(quick):
+    text = report.summary_text(results.load(quick.folder))
+    assert text.startswith("Last scores\n\ndataset ")
+    assert "all 3 datasets" in text
+    assert "RuntimeError" in text
+    assert "ddof = 1" in text
+    assert max(len(line) for line in text.splitlines() if line.startswith("hoard/")) <= 120
+
+
+def test_command_line(quick):
+    command = [sys.executable, "-m", "hoard.analysis.report", str(quick.folder), "--metric", "return"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(quick.folder / "report.html")
+    assert "raw, undiscounted return" in (quick.folder / "report.html").read_text()
+
+
+def test_damaged_results_stop_the_report(quick):
+    """D21: no report at all rather than one that leaves a run out."""
+    run = next(cell["run"] for cell in quick.cells if cell["status"] == "finished")
+    (quick.root / run / "episodes.parquet").write_bytes(b"not parquet")
+    with pytest.raises(SystemExit) as caught:
+        report.main([str(quick.folder)])
+    assert caught.value.code == 1
+    assert not (quick.folder / "report.html").exists()
+
+
+def test_unknown_provenance_is_no_obstacle(quick):
+    content = json.loads((quick.folder / "cells.json").read_text())
+    del content["provenance"], content["command"]
+    (quick.folder / "cells.json").write_text(json.dumps(content))
+    assert "revision" not in report.build(quick.folder).html.read_text()

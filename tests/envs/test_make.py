@@ -1,0 +1,68 @@
+"""make_env: ids, specifications, time limits, refusals."""
+
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from hoard.envs import make_env
+from hoard.envs.make import ADROIT_NOTICE
+
+LIMITS = {"hoard/StitchMaze-v0": 200, "hoard/Maze2d-UMaze-v0": 300, "hoard/Maze2d-Medium-v0": 600, "Pendulum-v1": 200}
+
+
+@pytest.mark.parametrize(("env_id", "limit"), LIMITS.items())
+def test_time_limit_holds(env_id, limit):
+    env = make_env(env_id)
+    env.reset(seed=0)
+    for t in range(1, limit + 1):
+        obs, _, terminated, truncated, _ = env.step(np.zeros(env.action_space.shape, np.float32))
+        assert not terminated
+        assert truncated == (t == limit)
+    assert obs.dtype == np.float32
+    env.close()
+
+
+def test_a_stored_specification_gives_the_same_environment():
+    spec = gym.make("PointMaze_UMaze-v3", continuing_task=False, max_episode_steps=7).spec
+    env = make_env(gym.envs.registration.EnvSpec.from_json(spec.to_json()))
+    assert env.spec.max_episode_steps == 7
+    assert env.unwrapped.continuing_task is False
+    again = env.spec.make()  # the flattening is part of what the environment says about itself
+    np.testing.assert_array_equal(again.reset(seed=1)[0], env.reset(seed=1)[0])
+    env.close()
+    again.close()
+
+
+def test_unknown_id_names_the_nearest():
+    with pytest.raises(ValueError, match="PointMaze_UMaze-v3"):
+        make_env("PointMaze_UMze-v3")
+    with pytest.raises(ValueError, match="hoard/Maze2d-Medium-v0"):
+        make_env("hoard/Maze2d-Medum-v0")
+
+
+def test_no_time_limit_is_refused_unless_given():
+    spec = gym.spec("Pendulum-v1")
+    unlimited = gym.envs.registration.EnvSpec(spec.id, spec.entry_point)
+    with pytest.raises(ValueError, match="time limit"):
+        make_env(unlimited)
+    with pytest.raises(ValueError, match="time limit"):
+        make_env("Pendulum-v1", max_episode_steps=-1)
+    env = make_env(unlimited, max_episode_steps=3)
+    assert env.spec.max_episode_steps == 3
+    env.close()
+
+
+def test_discrete_actions_are_refused():
+    with pytest.raises(TypeError, match="Discrete"):
+        make_env("CartPole-v1")
+
+
+def test_import_is_silent_and_the_adroit_notice_reaches_those_it_concerns():
+    quiet = subprocess.run([sys.executable, "-c", "import hoard.envs"], capture_output=True, text=True, check=True)
+    assert quiet.stderr == ""
+    if ADROIT_NOTICE:  # absent once Gymnasium-Robotics has fixed ids
+        with pytest.warns(UserWarning, match="AdroitHandDoor"):
+            make_env("AdroitHandDoor-v1").close()
