@@ -102,6 +102,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 class MLP(nn.Module):
     """ReLU network; standardises its input with fixed shift and scale, and draws dropout from the run's generator."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, sizes: list[int], shift: Tensor, scale: Tensor, cfg: Config, generator: torch.Generator) -> None:
         super().__init__()
         self.layers = nn.ModuleList(linear(a, b, cfg.init, generator) for a, b in pairwise(sizes))
@@ -143,6 +146,9 @@ class Critic(nn.Module):
 
 class Actor(nn.Module):
     """Mean bounded by tanh to [-1, 1], a plain (not squashed) Gaussian around it, std independent of the state."""
+
+    center: Tensor
+    half_range: Tensor
 
     def __init__(self, net: MLP, dataset: Dataset, cfg: Config, device: torch.device) -> None:
         super().__init__()
@@ -218,12 +224,12 @@ def train(cfg: Config, run: Run) -> None:
         obs = buffer.observations[buffer.rows]
         shift, scale = obs.mean(dim=0), obs.std(dim=0, unbiased=False) + 1e-3
     pad = dataset.action_dim
-    q_input = [torch.cat([shift, shift.new_zeros(pad)]), torch.cat([scale, scale.new_ones(pad)])]
+    q_shift, q_scale = torch.cat([shift, shift.new_zeros(pad)]), torch.cat([scale, scale.new_ones(pad)])
     o, a, h = dataset.obs_dim, dataset.action_dim, list(cfg.hidden)
     actor = Actor(MLP([o, *h, a], shift, scale, cfg, generator), dataset, cfg, device)
     value = MLP([o, *h, 1], shift, scale, cfg, generator)
-    critic = Critic([o + a, *h, 1], *q_input, cfg, generator)
-    target = Critic([o + a, *h, 1], *q_input, cfg, generator).requires_grad_(False)
+    critic = Critic([o + a, *h, 1], q_shift, q_scale, cfg, generator)
+    target = Critic([o + a, *h, 1], q_shift, q_scale, cfg, generator).requires_grad_(False)
     target.load_state_dict(critic.state_dict())
     optimizers = {
         name: torch.optim.Adam(net.parameters(), lr=cfg.lr)

@@ -105,6 +105,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Policy(nn.Module):
     """Mean of the action, mapped to [-1, 1], given the observation and, if conditioned, one number."""
 
+    shift: Tensor
+    scale: Tensor
+    center: Tensor
+    half_range: Tensor
+
     def __init__(self, dataset: Dataset, cfg: Config, device: torch.device, generator: torch.Generator) -> None:
         super().__init__()
         self.output, self.dropout = cfg.output, cfg.dropout

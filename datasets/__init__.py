@@ -34,10 +34,10 @@ def check_id(dataset_id: str) -> None:
         d4rl.file_of(dataset_id)
     elif dataset_id.startswith("hoard/"):
         if not recipes.is_known(dataset_id):
-            raise DatasetError(f"unknown dataset '{dataset_id}'; nearest: {nearest(dataset_id, recipes.known_ids())}")
+            raise DatasetError(f"unknown dataset {dataset_id!r}; nearest: {nearest(dataset_id, recipes.known_ids())}")
     elif not _MINARI_ID.fullmatch(dataset_id):
         raise DatasetError(
-            f"unknown dataset '{dataset_id}': not hoard/..., d4rl:NAME or a Minari id like D4RL/door/human-v2; "
+            f"unknown dataset {dataset_id!r}: not hoard/..., d4rl:NAME or a Minari id like D4RL/door/human-v2; "
             f"nearest: {nearest(dataset_id, known_ids())}"
         )
 

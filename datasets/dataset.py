@@ -229,11 +229,14 @@ class Dataset:
         for name in ("observations", "action", "reward"):
             array = getattr(self, name)
             # A sum is finite only if every entry is (or on overflow, which the exact test below clears).
-            if not np.isfinite(array.sum(dtype=np.float64)):
+            with np.errstate(invalid="ignore"):
+                total = array.sum(dtype=np.float64)
+            if not np.isfinite(total):
                 bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
                 if len(bad):
                     unit = "row" if name == "observations" else "transition"
                     self._fail(name, f"holds NaN or infinity, first at {unit} {bad[0]}")
-        refs = (self.ref_min, self.ref_max)
-        if refs != (None, None) and (None in refs or not -np.inf < self.ref_min < self.ref_max < np.inf):
-            self._fail("reference returns", f"must be finite with min < max, got {self.ref_min} and {self.ref_max}")
+        low, high = self.ref_min, self.ref_max
+        both = low is not None and high is not None and -np.inf < low < high < np.inf
+        if not both and (low, high) != (None, None):
+            self._fail("reference returns", f"must be finite with min < max, got {low} and {high}")

@@ -36,9 +36,10 @@ class ReplayBuffer:
         action_dim: int | None = None,
         extra: dict[str, np.ndarray] | None = None,
     ) -> None:
-        if dataset is None and (obs_dim is None or action_dim is None):
+        if dataset is not None:
+            obs_dim, action_dim = dataset.obs_dim, dataset.action_dim
+        elif obs_dim is None or action_dim is None:
             raise ValueError("a buffer without a dataset needs obs_dim and action_dim")
-        extra = extra or {}
         if extra and (online_capacity or dataset is None):
             raise ValueError("extra fields belong to the dataset; an online step has no value for them")
         self.device = torch.device(device)
@@ -46,38 +47,35 @@ class ReplayBuffer:
         self.online_capacity = online_capacity
         self.online_size = 0
         self._cursor = 0  # next slot of the online ring
-        self._episode = 0  # number of the online episode being recorded
+        self._online_t = 0  # steps since the start of the online episode being recorded
+        # Online episodes continue the dataset's numbering.
+        self._episode = dataset.num_episodes if dataset is not None else 0
         capacity = self.offline_size + online_capacity
-        table = len(dataset.observations) if dataset is not None else 0
-        self._table_start = table
+        self._table_start = len(dataset.observations) if dataset is not None else 0
 
-        def put(array: np.ndarray | None, rows: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        def put(name: str, rows: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            """Room for `rows`, begun by the dataset's array of that name."""
             tensor = torch.zeros((rows, *shape), dtype=dtype, device=self.device)
-            if array is not None:
-                tensor[: len(array)] = torch.as_tensor(np.ascontiguousarray(array), device=self.device)
+            if dataset is not None:
+                array = np.ascontiguousarray(getattr(dataset, name))
+                tensor[: len(array)] = torch.as_tensor(array, device=self.device)
             return tensor
 
-        d = dataset
-        obs_dim = d.obs_dim if d is not None else obs_dim
-        action_dim = d.action_dim if d is not None else action_dim
-        self.observations = put(d and d.observations, table + 2 * online_capacity, obs_dim)
-        self.rows = put(d and d.rows, capacity, dtype=torch.int64)
+        self.observations = put("observations", self._table_start + 2 * online_capacity, obs_dim)
+        self.rows = put("rows", capacity, dtype=torch.int64)
         # Slot k of the online part owns table rows 2k and 2k+1 behind the dataset's.
-        self.rows[self.offline_size :] = table + 2 * torch.arange(online_capacity, device=self.device)
-        self.action = put(d and d.action, capacity, action_dim)
-        self.reward = put(d and d.reward, capacity)
-        self.terminated = put(d and d.terminated, capacity)
-        # Online episodes continue the dataset's numbering; -1 marks an empty slot.
-        self.episode = put(d and d.episode_index, capacity, dtype=torch.int64)
-        self.episode[self.offline_size :] = -1
-        self._episode = d.num_episodes if d is not None else 0
-        self.timestep = put(d and d.timestep, capacity, dtype=torch.int64)
-        self._online_t = 0
+        self.rows[self.offline_size :] = self._table_start + 2 * torch.arange(online_capacity, device=self.device)
+        self.action = put("action", capacity, action_dim)
+        self.reward = put("reward", capacity)
+        self.terminated = put("terminated", capacity)
+        self.episode = put("episode_index", capacity, dtype=torch.int64)
+        self.episode[self.offline_size :] = -1  # an empty slot
+        self.timestep = put("timestep", capacity, dtype=torch.int64)
         self.extra: dict[str, Tensor] = {}
-        for name, values in extra.items():
+        for name, values in (extra or {}).items():
             if len(values) != self.offline_size:
                 raise ValueError(f"extra '{name}' has {len(values)} values for {self.offline_size} transitions")
-            self.extra[name] = put(np.asarray(values, np.float32), capacity)
+            self.extra[name] = torch.as_tensor(np.array(values, np.float32), device=self.device)
 
     def __len__(self) -> int:
         return self.offline_size + self.online_size
@@ -157,7 +155,7 @@ class ReplayBuffer:
         """
         first = self.draw(batch_size, generator, offline_ratio)
         index = first[:, None] + torch.arange(length, device=self.device)
-        inside = index < torch.where(first < self.offline_size, self.offline_size, len(self))[:, None]
+        inside = index < len(self)
         index = torch.where(inside, index, first[:, None])
         # Same episode and counting on: behind the ring's write position the slots belong to older steps.
         steps = torch.arange(length, device=self.device)

@@ -59,14 +59,15 @@ class Evaluator:
     def __init__(self, dataset: Dataset, device: torch.device | str = "cpu") -> None:
         if dataset.env_spec is None:
             raise DatasetError(f"{dataset.id}: no evaluation environment is known for this dataset")
-        self.dataset, self.device = dataset, torch.device(device)
-        self.envs = [make_env(dataset.env_spec)]
+        self.dataset, self.device, self.spec = dataset, torch.device(device), dataset.env_spec
+        self.envs = [make_env(self.spec)]
         self._check_spaces()
-        self.max_steps = self.envs[0].spec.max_episode_steps
+        assert self.spec.max_episode_steps is not None  # make_env refuses environments without a time limit
+        self.max_steps = self.spec.max_episode_steps
 
     def _check_spaces(self) -> None:
-        env, data = self.envs[0], self.dataset
-        name = env.spec.id
+        data, name = self.dataset, self.spec.id
+        env: Any = self.envs[0]
         if env.observation_space.shape != (data.obs_dim,):
             raise DatasetError(
                 f"{data.id}: observations have {data.obs_dim} numbers, environment {name} gives "
@@ -84,7 +85,7 @@ class Evaluator:
         rows: list[dict[str, Any]] = []
         for first in range(0, len(seeds), _LOCKSTEP):
             rows += self._lockstep(policy, seeds[first : first + _LOCKSTEP])
-        scores = self.dataset.normalized_score([row["return"] for row in rows])
+        scores = self.dataset.normalized_score(np.array([row["return"] for row in rows]))
         for row, score in zip(rows, scores):
             row["score"] = float(score)
         return rows
@@ -92,7 +93,7 @@ class Evaluator:
     def _lockstep(self, policy: Policy, seeds: list[int]) -> list[dict[str, Any]]:
         n = len(seeds)
         while len(self.envs) < n:
-            self.envs.append(make_env(self.dataset.env_spec))
+            self.envs.append(make_env(self.spec))
         low, high = self.dataset.action_space.low, self.dataset.action_space.high
         new = lambda *shape: torch.zeros(shape, device=self.device)  # noqa: E731
         history = History(

@@ -71,10 +71,8 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
     if preset is not None and preset not in presets:
         raise BadInput(f"unknown preset '{preset}' for {prog}; it has: {', '.join(presets) or 'none'}")
     start = config_type(**presets[preset]) if preset else config_type()
-    both = dataclasses.make_dataclass(
-        "Arguments",
-        [("config", tyro.conf.OmitArgPrefixes[config_type]), ("options", tyro.conf.OmitArgPrefixes[Options])],  # type: ignore[misc]
-    )
+    flat: Any = tyro.conf.OmitArgPrefixes
+    both = dataclasses.make_dataclass("Arguments", [("config", flat[config_type]), ("options", flat[Options])])
     parsed = tyro.cli(
         both,
         args=args,

@@ -221,8 +221,7 @@ class Run:
         """
         final = self.update == self.total_updates
         count = self.cfg.final_eval_episodes if final else self.cfg.eval_episodes
-        for name, entries in self._pending.items():
-            self._finite(name, entries)  # a broken loss is named as such, before a broken policy acts
+        self._pending_values()  # a broken loss is named as such, before a broken policy acts
         if self._evaluator is None:
             self._evaluator = Evaluator(self.dataset, self.device)
         rows = self._evaluator(policy, [evaluation_seed(self.cfg.seed, self.update, k) for k in range(count)])
@@ -244,11 +243,8 @@ class Run:
     def _flush_metrics(self) -> None:
         if not self._pending:
             return
-        row: dict[str, Any] = {}
-        window = list(self._pending.items())
+        row: dict[str, Any] = {name: values.mean().item() for name, values in self._pending_values().items()}
         self._pending = defaultdict(list)
-        for name, entries in window:
-            row[name] = self._finite(name, entries).double().mean().item()
         now = time.monotonic()
         since, then = self._window_start
         self._window_start = (self.update, now)
@@ -263,13 +259,18 @@ class Run:
             tracker(self.update, row)
         self._write_status("running")
 
-    @staticmethod
-    def _finite(name: str, entries: list[tuple[int, Tensor]]) -> Tensor:
-        values = torch.stack([value.detach().float() for _, value in entries]).cpu()
-        bad = torch.nonzero(~torch.isfinite(values))
-        if len(bad):
-            raise FloatingPointError(f"{name} is {values[bad[0, 0]].item()} at update {entries[bad[0, 0]][0]}")
-        return values
+    def _pending_values(self) -> dict[str, Tensor]:
+        """This window's values of each metric. Raises FloatingPointError for the first update that broke one."""
+        out, broken = {}, []
+        for name, entries in self._pending.items():
+            values = out[name] = torch.stack([value.detach() for _, value in entries]).double().cpu()
+            bad = torch.nonzero(~torch.isfinite(values))
+            if len(bad):
+                broken.append((entries[bad[0, 0]][0], name, values[bad[0, 0]].item()))
+        if broken:
+            update, name, value = min(broken, key=lambda item: item[0])
+            raise FloatingPointError(f"{name} is {value} at update {update}")
+        return out
 
     def _report(self, rows: list[dict[str, Any]], variant: str) -> None:
         returns, scores = ([row[key] for row in rows] for key in ("return", "score"))

@@ -111,7 +111,7 @@ class Sweep:
             question = json.dumps([{"args": job.cell.args, "data_hash": job.data_hash} for job in jobs])
             command = [sys.executable, "-m", "hoard.runners.plan", str(algo_file(algo))]
             pipe = subprocess.PIPE
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=_environment())
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment())
             planners[algo] = (jobs, process, question)
         refused: dict[str, str] = {}
         for algo, (jobs, process, question) in planners.items():
@@ -299,7 +299,7 @@ class launch_local:
     def __init__(self, command: list[str], log: Path) -> None:
         with open(log, "ab") as file:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=_environment()
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment()
             )
 
     def poll(self) -> int | None:
@@ -312,7 +312,7 @@ class launch_local:
         self._process.kill()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     # glibc gives big blocks back to the kernel after every update unless told otherwise; the page faults cost about a
     # tenth of a small update.
     quiet = {"PYTHONUNBUFFERED": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}

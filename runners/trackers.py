@@ -31,6 +31,7 @@ def start(folder: Path, config: dict[str, Any], tensorboard: bool, wandb_project
         except ImportError as error:
             raise ImportError("--wandb needs the extra: pip install 'hoard[wandb]'") from error
         # One wandb run per run folder: a resumed run continues the same one.
-        session = wandb.init(project=wandb_project, id=folder.name, resume="allow", config=config, dir=str(folder))
+        name = f"{folder.parent.parent.name}-{folder.name}"
+        session = wandb.init(project=wandb_project, id=name, resume="allow", config=config, dir=str(folder))
         out.append(lambda update, values: session.log({**values, "update": update}))
     return tuple(out)

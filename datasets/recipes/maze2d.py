@@ -12,6 +12,8 @@ goals are kept in ``infos["goal"]``.
 The expert takes the shortest path to the fixed goal, without noise, and stays there.
 """
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 from minari.data_collector import EpisodeBuffer
@@ -35,7 +37,7 @@ def record(
     maze: str, steps: int, progress: Progress | None = None, reference_episodes: int = REFERENCE_EPISODES
 ) -> Recording:
     """Generate ``steps`` steps of ``hoard/maze2d/<maze>``."""
-    env = gym.make(ENV_IDS[maze])
+    env: Any = gym.make(ENV_IDS[maze])
     env.reset(seed=0)  # the goal is the same after every reset
     goal = env.unwrapped.goal
     meter = Meter(progress, steps + 2 * reference_episodes * env.spec.max_episode_steps)

@@ -21,6 +21,7 @@ index into `SKILLS`) and the simulator's float64 ``state``, from which any row c
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -88,7 +89,7 @@ def record(
     progress: Progress | None = None, episodes: int = EPISODES, reference_episodes: int = REFERENCE_EPISODES
 ) -> Recording:
     """Generate ``hoard/pendulum/mixed-v0``."""
-    env = gym.make(ENV_ID)
+    env: Any = gym.make(ENV_ID)
     horizon = env.spec.max_episode_steps
     meter = Meter(progress, (episodes + 2 * reference_episodes) * horizon)
     rng = np.random.RandomState(SEED)

@@ -19,6 +19,7 @@ those scores about 117.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -63,9 +64,9 @@ class Walk:
         return [slice(start, end) for start, end in zip(np.append(0, ends[:-1]).tolist(), ends.tolist())]
 
 
-def walk(maze: str, steps: int, meter: Meter) -> tuple[Walk, gym.Env]:
+def walk(maze: str, steps: int, meter: Meter) -> tuple[Walk, Any]:
     """The noisy walk from goal to goal that both the pointmaze and the maze2d sets are made of, and its environment."""
-    env = gym.make(ENV_IDS[maze], continuing_task=True, reset_target=True, max_episode_steps=max(steps, 1_000_000))
+    env: Any = gym.make(ENV_IDS[maze], continuing_task=True, reset_target=True, max_episode_steps=max(steps, 1_000_000))
     rng = np.random.RandomState(SEED)
     controller = WaypointController(env.unwrapped.maze, depth_first=True, rng=rng)
     record = Walk(
@@ -103,7 +104,7 @@ def record(
     maze: str, steps: int, progress: Progress | None = None, reference_episodes: int = REFERENCE_EPISODES
 ) -> Recording:
     """Generate ``steps`` steps of ``hoard/pointmaze/<maze>``."""
-    eval_env = gym.make(
+    eval_env: Any = gym.make(
         ENV_IDS[maze],
         maze_map=with_goal(MAPS[maze], EVALUATION_GOAL[maze]),
         continuing_task=True,

@@ -29,6 +29,7 @@ at the centre of the goal's cell, all that can be learnt from the data, gives ab
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -94,20 +95,21 @@ def record(
     progress: Progress | None = None, trajectories: int = TRAJECTORIES, reference_episodes: int = REFERENCE_EPISODES
 ) -> Recording:
     """Generate ``hoard/pointmaze/stitch-v0``, with ``trajectories`` in each of the four groups."""
-    env = gym.make(ENV_ID)
+    env: Any = gym.make(ENV_ID)
     maze, horizon = env.unwrapped.maze, env.spec.max_episode_steps
     meter = Meter(progress, (len(GROUPS) * trajectories + 2 * reference_episodes) * horizon)
     rng = np.random.RandomState(SEED)
     env.action_space.seed(SEED)
 
-    episodes = []
+    episodes: list[EpisodeBuffer] = []
     for group in GROUPS:
         for _ in range(trajectories):
             seed = int(rng.randint(0, 1000))
             obs, info = env.reset(seed=seed)
             tour = Tour(maze, draw_subgoals(maze, group.subgoals, rng), rng, last_at_any_speed=group.random_tail)
             states, successes = [obs], [info["success"]]
-            actions, rewards, terminations, truncations = [], [], [], []
+            actions, rewards, terminations = [], [], []
+            truncations: list[bool] = []
             while not (truncations and truncations[-1]):
                 action = tour(obs)
                 if tour.finished and group.random_tail:

@@ -1,0 +1,54 @@
+"""Cells as tasks of a Ray cluster whose nodes share this file system and this environment."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from hoard.runners.main import FAILED, STOPPED, BadInput
+from hoard.runners.sweep import Launcher, environment
+
+
+def launch_ray() -> Launcher:
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine. Raises BadInput without the extra `ray`."""
+    try:
+        import ray
+    except ImportError as error:
+        raise BadInput("--ray needs the extra: pip install 'hoard[ray]'") from error
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+
+    @ray.remote(num_cpus=1, max_retries=0)
+    def cell(command: list[str], log: str, folder: str) -> int:
+        with open(log, "ab") as file:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment(), cwd=folder
+            )
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # how a cancelled task is told
+                process.terminate()
+                process.wait()
+                return STOPPED
+
+    class Task:
+        def __init__(self, command: list[str], log: Path) -> None:
+            self._reference = cell.remote(command, str(log.resolve()), str(Path.cwd()))
+
+        def poll(self) -> int | None:
+            ready, _ = ray.wait([self._reference], timeout=0)
+            if not ready:
+                return None
+            try:
+                return ray.get(self._reference)
+            except ray.exceptions.TaskCancelledError:
+                return STOPPED
+            except ray.exceptions.RayError:  # a node went away with the cell; its checkpoint did not
+                return FAILED
+
+        def terminate(self) -> None:
+            ray.cancel(self._reference)
+
+        def kill(self) -> None:
+            ray.cancel(self._reference, force=True)
+
+    return Task

@@ -1,0 +1,38 @@
+"""Do they learn? One seed each, the settings of the quick suite, on data generated here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hoard.runners import suite as suites
+
+
+def last_score(run_file, results: Path, method: str, dataset: str) -> float:
+    suite = suites.select(suites.read("quick"), [method], [dataset], "1")
+    (cell,) = suite.cells()
+    done = run_file(cell.algo, *cell.args, results=results)
+    assert done.returncode == 0, done.stderr
+    (file,) = results.glob("runs/*/*/*/episodes.parquet")
+    rows = pd.read_parquet(file)
+    return rows.score[rows.final].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dataset", "margin"), [("hoard/pendulum/mixed-v0", 25), ("hoard/maze2d/umaze-v0", 10)])
+def test_iql_learns_more_than_cloning(run_file, tmp_path, dataset, margin):
+    """The data is mostly poor (pendulum) or walks to other goals (maze2d): value learning must beat imitation."""
+    iql, bc = (last_score(run_file, tmp_path / method, method, dataset) for method in ("iql", "bc"))
+    assert iql > bc + margin
+
+
+@pytest.mark.slow
+def test_the_best_tenth_of_mixed_pendulum_is_the_expert(run_file, tmp_path):
+    suite = suites.select(suites.read("learning"), ["bc10"], ["hoard/pendulum/mixed-v0"], "1", {"updates": "3000"})
+    (cell,) = suite.cells()
+    assert run_file(cell.algo, *cell.args, results=tmp_path).returncode == 0
+    (file,) = tmp_path.glob("runs/*/*/*/episodes.parquet")
+    rows = pd.read_parquet(file)
+    assert rows.score[rows.final].mean() > 80

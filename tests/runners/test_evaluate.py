@@ -1,0 +1,104 @@
+"""Evaluation against a plain loop, and its seeds."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from hoard import datasets
+from hoard.envs import make_env
+from hoard.runners.evaluate import Evaluator, evaluation_seed, training_seed
+
+
+def policy(obs, history):
+    return torch.sin(7 * obs[:, :1]) * 3  # beyond the bounds of the action space at times
+
+
+def plain_loop(spec, seed):
+    env = make_env(spec)
+    obs, _ = env.reset(seed=seed)
+    total, steps, rewards = 0.0, 0, []
+    while True:
+        action = np.clip(
+            policy(torch.as_tensor(obs)[None], None)[0].numpy(), env.action_space.low, env.action_space.high
+        )
+        obs, reward, terminated, truncated, _ = env.step(action)
+        total, steps = total + reward, steps + 1
+        rewards.append(reward)
+        if terminated or truncated:
+            return total, steps
+
+
+def test_lockstep_equals_one_by_one(tiny):
+    data = datasets.load(tiny)
+    evaluator = Evaluator(data)
+    seeds = [evaluation_seed(0, 5, k) for k in range(13)]  # more than one group
+    rows = evaluator(policy, seeds)
+    assert [row["eval_seed"] for row in rows] == seeds
+    for row in rows[::4]:
+        total, steps = plain_loop(data.env_spec, row["eval_seed"])
+        assert row["return"] == pytest.approx(total, rel=1e-6)
+        assert row["length"] == steps
+    assert rows == evaluator(policy, seeds)  # used again, nothing is left over
+
+
+def test_history_shows_what_happened(tiny):
+    data = datasets.load(tiny)
+    seen = []
+
+    def watch(obs, history):
+        t = history.t
+        assert torch.equal(history.obs[:, t], obs)
+        if t:
+            seen.append((history.reward[:, t - 1].clone(), history.action[:, t - 1].clone()))
+            assert torch.allclose(history.return_so_far, torch.stack([r for r, _ in seen]).sum(0), rtol=1e-4)
+        assert not history.reward[:, t:].any()
+        return torch.full((len(obs), 1), 5.0)
+
+    rows = Evaluator(data)(watch, [2**31 + 1, 2**31 + 2])
+    assert all((action == 2.0).all() for _, action in seen)  # the clipped action is the one on record
+    last = rows[0]["return"] - sum(r[0].item() for r, _ in seen)
+    assert -17 < last <= 0
+
+
+class EarlyEnd(gym.Env):
+    """Terminates after as many steps as the reset seed's last digit says; success on the last of them."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-2, 2, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = seed % 10 + 1
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert self.left > 0, "a finished environment was stepped"
+        self.left -= 1
+        return np.zeros(1, np.float32), 1.0, self.left == 0, False, {"success": self.left == 0}
+
+
+def test_episodes_end_at_their_own_time(tiny):
+    import dataclasses
+
+    name = "test/EarlyEnd-v0"
+    if name not in gym.registry:
+        gym.register(name, EarlyEnd, max_episode_steps=6)
+    data = datasets.load(tiny)
+    data = dataclasses.replace(data, observations=data.observations[:, :1], env_spec=gym.spec(name))
+    rows = Evaluator(data)(lambda obs, history: torch.zeros(len(obs), 1), [20, 23, 29])
+    assert [(r["length"], r["return"], r["success"]) for r in rows] == [(1, 1, True), (4, 4, True), (6, 6, False)]
+
+
+def test_a_policy_gone_wrong_is_noticed(tiny):
+    with pytest.raises(FloatingPointError, match="non-finite action at step 0"):
+        Evaluator(datasets.load(tiny))(lambda obs, history: torch.full((len(obs), 1), float("nan")), [2**31])
+
+
+def test_seeds_of_evaluation_and_training_never_meet():
+    evaluation = {evaluation_seed(s, u, e) for s in range(5) for u in (10, 20) for e in range(50)}
+    training = {training_seed(s, k) for s in range(5) for k in range(100)}
+    assert len(evaluation) == len(training) == 500
+    assert min(evaluation) >= 2**31 > max(training)

@@ -1,0 +1,270 @@
+"""One run, as a user starts it: records, resume, failures, refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, command, small
+
+
+def only_run(results: Path) -> Path:
+    (folder,) = results.glob("runs/*/*/*")
+    return folder
+
+
+def weights(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def assert_same(a, b, where="") -> None:
+    """Equal to the bit, through dicts, lists and tensors; wall-clock numbers aside."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert set(a) == set(b), where
+        for key in a:
+            if key not in ("wall_time", "updates_per_second"):
+                assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for k, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{where}[{k}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b or (a != a and b != b), where
+
+
+def test_records(tiny, run_file, tmp_path):
+    done = run_file("iql", *small(tiny))
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path / "results")
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["status"], status["update"]) == ("finished", 60)
+
+    rows = pd.read_parquet(folder / "episodes.parquet")
+    assert rows.groupby(["update", "final"]).size().to_dict() == {(30, False): 2, (60, True): 3}
+    assert (rows.length == 200).all()
+    assert (rows.eval_seed >= 2**31).all()
+    assert rows.eval_seed.is_unique
+    low, high = (json.loads(p.read_text()) for p in [metadata(tiny)] * 2)
+    scale = high["ref_max_score"] - low["ref_min_score"]
+    assert rows.score.to_numpy() == pytest.approx(100 * (rows["return"] - low["ref_min_score"]).to_numpy() / scale)
+
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    assert metrics["update"].tolist() == [10, 20, 30, 40, 50, 60]  # updates / log_every rows
+    assert metrics.notna().all().all()
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["overrides"]["updates"] == 60
+    assert "discount" not in config["overrides"]
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert re.fullmatch("[0-9a-f]{64}", provenance["dataset"]["sha256"])
+    assert provenance["versions"]["torch"]
+    assert "-> " in done.stdout
+    assert "update 60/60" in (folder / "log.txt").read_text()
+
+
+def metadata(dataset_id: str) -> Path:
+    from hoard.datasets.minari_store import path_of
+
+    return path_of(dataset_id) / "data" / "metadata.json"
+
+
+def test_finished_runs_are_not_run_again_and_a_changed_file_is_a_new_run(tiny, run_file, tmp_path):
+    fork = tmp_path / "fork.py"
+    fork.write_text((ROOT / "algos" / "rcsl.py").read_text())
+    assert run_file(fork, *small(tiny)).returncode == 0
+    again = run_file(fork, *small(tiny))
+    assert (again.returncode, again.stdout.startswith("finished before")) == (0, True)
+    fork.write_text(fork.read_text() + "\n# changed\n")
+    assert run_file(fork, *small(tiny)).stdout.startswith("fork on")
+    assert run_file(fork, *small(tiny, lr=0.5)).stdout.startswith("fork on")
+    assert len(list((tmp_path / "results").glob("runs/fork/*/*"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("algo", "options"),
+    [("iql", {"actor_dropout": 0.1, "normalize_obs": True}), ("rcsl", {"dropout": 0.1, "extra_targets": "0.5 1.5"})],
+)
+def test_killed_and_resumed_equals_undisturbed(tiny, tmp_path, algo, options):
+    """SIGKILL at several moments, started again each time: rows, metrics, weights and generators equal to the bit."""
+    args = small(tiny, updates=400, eval_every=70, checkpoint_every=30, log_every=40, **options)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    subprocess.run(command(algo, *args, results=straight), check=True, capture_output=True, timeout=120)
+    kills = 0
+    for after in (35, 100, 180, 290):  # kill once this update has been reached; none is a checkpoint's
+        process = subprocess.Popen(command(algo, *args, results=broken), stdout=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            states = list(broken.glob("runs/*/*/*/status.json"))
+            if states and json.loads(states[0].read_text())["update"] >= after:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.communicate()
+    assert kills >= 2, "the runs ended before they could be killed"
+    resumed = subprocess.run(command(algo, *args, results=broken), capture_output=True, text=True, timeout=120)
+    assert resumed.returncode == 0, resumed.stderr
+    one, two = only_run(straight), only_run(broken)
+    assert one.name == two.name
+    assert (one / "episodes.parquet").read_bytes() == (two / "episodes.parquet").read_bytes()
+    assert_same(weights(one), weights(two))
+    assert "resuming after update" in (two / "log.txt").read_text()
+
+
+def test_asked_to_stop_it_checkpoints_and_goes_on(tiny, tmp_path):
+    args = small(tiny, updates=3000, eval_every=1000, checkpoint_every=100000)
+    results = tmp_path / "results"
+    process = subprocess.Popen(command("rcsl", *args, results=results), stdout=subprocess.PIPE, text=True)
+    wait_for_update(results, 200)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    folder = only_run(results)
+    state = json.loads((folder / "status.json").read_text())
+    assert state["status"] == "interrupted"
+    assert weights(folder)["update"] == state["update"] < 3000
+    resumed = subprocess.run(command("rcsl", *args, results=results), capture_output=True, text=True, timeout=120)
+    assert resumed.returncode == 0
+    assert f"resuming after update {state['update']}" in resumed.stdout
+
+
+def wait_for_update(results: Path, update: int, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        states = list(results.glob("runs/*/*/*/status.json"))
+        if states and json.loads(states[0].read_text())["update"] >= update:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"update {update} was not reached in {timeout} s")
+
+
+def test_one_process_at_a_time_in_a_run(tiny, tmp_path):
+    args = small(tiny, updates=100_000, eval_every=100_000)
+    results = tmp_path / "results"
+    first = subprocess.Popen(command("rcsl", *args, results=results), stdout=subprocess.DEVNULL)
+    try:
+        wait_for_update(results, 10)
+        second = subprocess.run(command("rcsl", *args, results=results), capture_output=True, text=True, timeout=60)
+        assert second.returncode == 75
+        assert "another process" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_nan_in_a_loss_stops_the_run_and_names_the_update(tiny, run_file, tmp_path):
+    source = (ROOT / "algos" / "iql.py").read_text()
+    hook = "        run.log(update(buffer.sample(cfg.batch_size, generator)))\n"
+    assert hook in source
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        source.replace(hook, "        if number == 37:\n            buffer.reward *= float('nan')\n" + hook)
+    )
+    done = run_file(broken, *small(tiny, eval_every=20))
+    assert done.returncode == 1
+    folder = only_run(tmp_path / "results")
+    status = json.loads((folder / "status.json").read_text())
+    assert status["status"] == "failed"
+    # The reward of update 37 is the first that is not a number, and the critic's loss sees it at once.
+    assert "losses/critic is nan at update 37" in status["error"]
+    for tensor in weights(folder)["objects"]["critic"].values():
+        assert torch.isfinite(tensor).all()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--expectil", "0.9"], "--expectile"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--updates", "0"], "--updates 0: must be at least 1"),
+        (["--update-order", "jax"], "update-order"),
+        (["--lr", "fast"], "--lr"),
+        (["--preset", "corll"], "paper, corl"),
+        (["--device", "tpu"], "tpu"),
+        (["--dataset", "hoard/pendulum/mixt-v0"], "hoard/pendulum/mixed-v0"),
+    ],
+)
+def test_bad_options_are_refused(tiny, run_file, args, message):
+    done = run_file("iql", *small(tiny), *args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unwritable_results_folder(tiny, run_file, tmp_path):
+    (tmp_path / "results").write_text("in the way")
+    done = run_file("iql", *small(tiny))
+    assert done.returncode == 2
+    assert "is not writable" in done.stderr
+
+
+def test_booleans_mean_what_they_say(tiny, run_file, tmp_path):
+    assert run_file("iql", *small(tiny), "--clip-actions", "false", "--normalize-obs", "True").returncode == 0
+    config = json.loads((only_run(tmp_path / "results") / "config.json").read_text())["config"]
+    assert (config["clip_actions"], config["normalize_obs"]) == (False, True)
+
+
+def test_help_shows_every_option_with_its_default():
+    done = subprocess.run([sys.executable, str(ROOT / "algos" / "iql.py"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for words in ("--expectile", "default: 0.7", "--preset", "--results"):
+        assert words in done.stdout
+
+
+def test_presets_are_defaults_that_options_override(tiny, run_file, tmp_path):
+    assert run_file("iql", *small(tiny), "--preset", "corl", "--q-loss", "sum").returncode == 0
+    config = json.loads((only_run(tmp_path / "results") / "config.json").read_text())
+    assert config["config"]["update_order"] == "corl"
+    assert config["config"]["q_loss"] == "sum"
+    assert config["overrides"]["update_order"] == "corl"
+
+
+def test_evaluating_does_not_change_training(tiny, run_file, tmp_path):
+    """The weights after 60 updates do not depend on how often they were evaluated on the way."""
+    for name, every in (("often", 15), ("once", 60)):
+        assert run_file("iql", *small(tiny, eval_every=every), results=tmp_path / name).returncode == 0
+    often, once = (weights(only_run(tmp_path / name)) for name in ("often", "once"))
+    assert_same(often["objects"], once["objects"])
+    assert torch.equal(often["generator"], once["generator"])
+    assert [row for row in often["episodes"] if row["final"]] == once["episodes"]
+
+
+def test_a_metric_that_appears_late_is_kept(tiny, run_file, tmp_path):
+    source = (ROOT / "algos" / "rcsl.py").read_text()
+    fork = tmp_path / "late.py"
+    assert "        run.log(metrics)\n" in source
+    fork.write_text(
+        source.replace(
+            "        run.log(metrics)\n",
+            "        run.log(metrics)\n"
+            "        if number > 30:\n            run.log({'late': torch.tensor(float(number))})\n",
+        )
+    )
+    assert run_file(fork, *small(tiny)).returncode == 0
+    metrics = pd.read_parquet(only_run(tmp_path / "results") / "metrics.parquet")
+    late = metrics.set_index("update")["late"]
+    assert late.loc[:30].isna().all()
+    assert late.loc[40:].tolist() == [35.5, 45.5, 55.5]  # window means
+
+
+def test_tensorboard_is_an_option(tiny, run_file, tmp_path):
+    done = run_file("rcsl", *small(tiny), "--tensorboard", "true")
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        assert done.returncode == 2
+        assert "hoard[tensorboard]" in done.stderr
+    else:
+        assert done.returncode == 0
+        assert list((tmp_path / "results").glob("runs/*/*/*/tensorboard/events*"))

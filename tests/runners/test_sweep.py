@@ -1,0 +1,287 @@
+"""Sweeps: killed, interrupted, crowded, crashing, asked for wrongly."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from hoard.runners import suite as suites
+from hoard.runners.main import BadInput
+from hoard.runners.suite import SuiteError, parse_seeds, read, select
+from hoard.runners.sweep import Sweep
+
+SUITE = """
+description = "a test"
+seeds = 2
+datasets = ["test/pendulum-v0"]
+[options]
+updates = 300
+hidden = [16]
+batch_size = 32
+log_every = 20
+eval_every = 50
+eval_episodes = 2
+final_eval_episodes = 3
+checkpoint_every = 40
+[method.iql]
+[method.bc]
+algo = "rcsl"
+options = { preset = "bc" }
+"""
+
+
+@pytest.fixture
+def suite_file(tmp_path, tiny):
+    path = tmp_path / "small.toml"
+    path.write_text(SUITE)
+    return path
+
+
+@pytest.fixture
+def algos(tmp_path, monkeypatch):
+    """A folder of algorithm files that a test may add to."""
+    folder = tmp_path / "algos"
+    folder.mkdir()
+    for name in ("iql", "rcsl"):
+        shutil.copy(ROOT / "algos" / f"{name}.py", folder)
+    monkeypatch.setattr(suites, "ALGOS_FOLDER", folder)
+    return folder
+
+
+def bench(*args: object) -> list[str]:
+    return [sys.executable, "-m", "hoard.runners.cli", "bench", *map(str, args)]
+
+
+def rows_of(results: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(results)): p.read_bytes() for p in results.glob("runs/*/*/*/episodes.parquet")}
+
+
+def updates_done(results: Path) -> int:
+    return sum(json.loads(p.read_text())["update"] for p in results.glob("runs/*/*/*/status.json"))
+
+
+def until(condition, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def test_killed_interrupted_and_resumed_equals_undisturbed(suite_file, tmp_path):
+    """SIGKILL to the whole process tree, then Ctrl-C, then to the end: every per-episode row equal to the bit."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    done = subprocess.run(bench(suite_file, "--results", straight), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "report.html" in done.stdout
+
+    for signal_number, after in ((signal.SIGKILL, 60), (signal.SIGINT, 500)):
+        sweep = subprocess.Popen(bench(suite_file, "--results", broken), stdout=subprocess.PIPE, start_new_session=True)
+        until(lambda: updates_done(broken) >= after or sweep.poll() is not None)  # noqa: B023
+        assert sweep.poll() is None, "the sweep ended before it could be disturbed"
+        os.killpg(sweep.pid, signal_number)
+        sweep.communicate(timeout=120)
+        assert sweep.returncode == (-9 if signal_number == signal.SIGKILL else 130)
+    states = [json.loads(p.read_text())["status"] for p in broken.glob("runs/*/*/*/status.json")]
+    assert "finished" not in states or len(set(states)) > 1
+
+    done = subprocess.run(bench(suite_file, "--results", broken), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(rows_of(straight)) == 4
+    assert rows_of(broken) == rows_of(straight)
+    tables = [(r / "small" / "episodes.parquet").read_bytes() for r in (straight, broken)]
+    assert tables[0] == tables[1]
+
+    before = {p: p.stat().st_mtime_ns for p in broken.glob("runs/*/*/*/*")}
+    again = subprocess.run(bench(suite_file, "--results", broken), capture_output=True, text=True, timeout=120)
+    assert "4 finished before, 0 to run" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in broken.glob("runs/*/*/*/*")} == before
+
+
+def test_a_crashing_cell_costs_itself_only(suite_file, algos, tmp_path, capsys):
+    """A Python error, a dead interpreter and a file that cannot be imported are listed; the others finish."""
+    source = (algos / "rcsl.py").read_text()
+    start = "def train(cfg: Config, run: Run) -> None:\n"
+    (algos / "raises.py").write_text(source.replace(start, start + "    raise KeyError('lost')\n"))
+    (algos / "dies.py").write_text(source.replace(start, start + "    import os; os.abort()\n"))
+    (algos / "unreadable.py").write_text("def (")
+    suite = select(read(str(suite_file)), ["bc", "raises", "dies", "unreadable"], seeds="1")
+    sweep = Sweep(suite, tmp_path / "results", jobs=2, command="test")
+    assert sweep.run() == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    status = {job.cell.method: job.status for job in sweep.work}
+    assert status == {"bc": "finished", "raises": "failed", "dies": "failed", "unreadable": "failed"}
+    for words in ("FAILED raises", "KeyError: 'lost'", "FAILED dies", "FAILED unreadable", "SyntaxError"):
+        assert words in printed
+    cells = json.loads((tmp_path / "results" / "small" / "cells.json").read_text())["cells"]
+    errors = {cell["method"]: cell["error"] for cell in cells}
+    assert "lost" in errors["raises"]
+    assert "SIGABRT" in errors["dies"]
+    assert "SyntaxError" in errors["unreadable"]
+
+
+def test_a_fork_equals_its_original_to_the_bit(suite_file, algos, tmp_path):
+    """cp algos/iql.py algos/my_iql.py is all it takes; settings of the suite for iql reach it too."""
+    shutil.copy(algos / "iql.py", algos / "my_iql.py")
+    suite_file.write_text(SUITE.replace("[method.iql]", "[method.iql]\noptions = { beta = 7.0 }"))
+    suite = select(read(str(suite_file)), ["iql", "my_iql"], seeds="1", overrides={"updates": "60"})
+    sweep = Sweep(suite, tmp_path / "results", jobs=2, command="test")
+    assert sweep.run() == 0
+    one, two = rows_of(tmp_path / "results").values()
+    assert one == two
+    assert {job.run.split("/")[1] for job in sweep.work} == {"iql", "my_iql"}
+    assert all(job.overrides["beta"] == 7.0 and job.overrides["updates"] == 60 for job in sweep.work)
+
+
+def test_two_sweeps_in_one_folder_are_refused(suite_file, tmp_path):
+    folder = tmp_path / "results" / "small"
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711")
+        lock.flush()
+        with pytest.raises(BadInput, match=r"another sweep \(process 4711\)"):
+            Sweep(read(str(suite_file)), tmp_path / "results", 1, "test")
+    Sweep(read(str(suite_file)), tmp_path / "results", 1, "test")  # released with the process
+
+
+def test_a_cell_at_work_elsewhere_is_waited_for(suite_file, tmp_path):
+    """Two suites share a cell: the second sweep waits for the first one's process and then finds it finished."""
+    results = tmp_path / "results"
+    longer = {"updates": "8000", "log_every": "100", "eval_every": "8000", "checkpoint_every": "8000"}
+    suite = select(read(str(suite_file)), ["bc"], seeds="1", overrides=longer)
+    args = suite.cells()[0].args
+    other = subprocess.Popen(
+        [sys.executable, str(ROOT / "algos" / "rcsl.py"), *args, "--results", str(results)], stdout=subprocess.DEVNULL
+    )
+    until(lambda: list(results.glob("runs/*/*/*/.lock")))
+    sweep = Sweep(suite, results, 1, "test")
+    assert sweep.run() == 0
+    assert other.wait(timeout=60) == 0
+    log = sweep.work[0].log.read_text()
+    assert "busy: another process" in log
+    assert "finished before" in log
+    assert log.count("busy") < 20  # waited, not hammered
+
+
+def test_a_dataset_that_cannot_be_had_fails_its_own_cells(suite_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
+    damaged = tmp_path / "damaged.hdf5"
+    damaged.write_bytes(b"\x89HDF\r\n\x1a\n cut short")
+    suite = select(read(str(suite_file)), ["bc"], ["test/pendulum-v0", f"d4rl:{damaged}"], "1", {"updates": "20"})
+    sweep = Sweep(suite, tmp_path / "results", 2, "test")
+    assert sweep.run() == 1
+    assert [job.status for job in sweep.work] == ["finished", "failed"]
+    assert "not a readable HDF5 file" in sweep.work[1].error
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--set", "updatez=5"], "--updates"),
+        (["--set", "updates"], "OPTION=VALUE"),
+        (["--datasets", "hoard/pendulum/mixd-v0"], "hoard/pendulum/mixed-v0"),
+        (["--algos", "iqll"], "iql"),
+        (["--seeds", "none"], "seeds 'none'"),
+        (["--jobs", "0"], "--jobs 0"),
+        (["--seed", "3"], "--seed"),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_runs(suite_file, tmp_path, args, message, capsys):
+    from hoard.runners.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(["bench", str(suite_file), "--results", str(tmp_path / "results"), *args])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "results" / "runs").exists()
+
+
+def test_unknown_suites_and_unwritable_results(suite_file, tmp_path, capsys):
+    from hoard.runners.cli import main
+
+    (tmp_path / "file").write_text("")
+    for args, message in (
+        (["bench", "quickk"], "quick"),
+        (["bench", str(suite_file), "--results", str(tmp_path / "file")], "is not writable"),
+        (["report", "nothing", "--results", str(tmp_path)], "no cells.json"),
+        (["data", "info", "hoard/pendulum/mixd-v0"], "hoard/pendulum/mixed-v0"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(args)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seeds = 2", "seeds = 0"), "seeds '0'"),
+        (("seeds = 2", ""), "'seeds' is needed"),
+        (("[method.bc]", "[method.bc]\nalgos = 'x'"), "unknown key 'algos'"),
+        (("description", "descriptoin"), "unknown key 'descriptoin'"),
+        (("seeds = 2", "seeds = 2\nmetric = 'best'"), "metric must be"),
+        (("[options]", "[options"), "small.toml"),
+    ],
+)
+def test_suite_files_are_checked(suite_file, change, message):
+    suite_file.write_text(SUITE.replace(*change))
+    with pytest.raises(SuiteError, match=message.replace("'", ".")):
+        read(str(suite_file))
+
+
+def test_later_sections_of_a_suite_win(suite_file):
+    suite_file.write_text(
+        SUITE
+        + '[dataset."test/pendulum-v0"]\nupdates = 1\nlr = 0.1\n'
+        + '[method.wide]\nalgo = "iql"\noptions = { lr = 0.2 }\n[method.wide.dataset."test/pendulum-v0"]\nlr = 0.3\n'
+    )
+    suite = read(str(suite_file))
+    cells = {cell.method: cell.options for cell in suite.cells() if cell.seed == 0}
+    assert [cells[m]["lr"] for m in ("iql", "bc", "wide")] == [0.1, 0.1, 0.3]
+    assert cells["iql"]["updates"] == 1
+    chosen = select(suite, ["wide"], seeds="1", overrides={"lr": "0.4"})
+    assert [cell.options["lr"] for cell in chosen.cells()] == ["0.4"]
+    assert [m.name for m in select(suite, ["iql"]).methods] == ["iql"]
+    assert [m.name for m in select(suite, ["rcsl"]).methods] == ["bc"]  # an algorithm: all its methods
+
+
+def test_seeds():
+    assert parse_seeds("3") == (0, 1, 2)
+    assert parse_seeds("4,9") == (4, 9)
+    for wrong in ("0", "-1", "1,1", "x", "1,-2"):
+        with pytest.raises(SuiteError):
+            parse_seeds(wrong)
+
+
+@pytest.mark.parametrize("name", suites.available())
+def test_shipped_suites_fit_their_algorithm_files(name):
+    """Every option of every cell is one the file knows."""
+    from hoard.runners.plan import plan
+
+    by_file: dict[str, list] = {}
+    for cell in read(name).cells():
+        by_file.setdefault(cell.algo, []).append({"args": cell.args, "data_hash": "0"})
+    for algo, cells in by_file.items():
+        answers = plan(suites.algo_file(algo), cells)
+        assert not [a["error"] for a in answers if "error" in a]
+        assert len({a["run"] for a in answers}) == len(answers)
+
+
+def test_ray_runs_the_same_cells(suite_file, tmp_path):
+    pytest.importorskip("ray")
+    from hoard.runners.ray_launcher import launch_ray
+
+    suite = select(read(str(suite_file)), ["bc"], seeds="1", overrides={"updates": "40"})
+    for name, launcher in (("here", None), ("ray", launch_ray())):
+        assert Sweep(suite, tmp_path / name, 1, "test", launcher).run() == 0
+    assert rows_of(tmp_path / "here") == rows_of(tmp_path / "ray")
