@@ -125,12 +125,6 @@ def write_table(episodes: pd.DataFrame, folder: str | Path) -> Path:
     return write_atomic(Path(folder) / "episodes.parquet", sink.getvalue().to_pybytes())
 
 
-def read_metrics(path: str | Path) -> pd.DataFrame:
-    """Training metrics of one run (`metrics.parquet`); a metric that began mid-run is NaN before."""
-    with _named(path):
-        return pq.ParquetFile(path).read().to_pandas()
-
-
 def write_atomic(path: Path, content: bytes | str) -> Path:
     """Write a file so that readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -113,16 +113,6 @@ def std(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
-def normalise(returns: np.ndarray | float, low: float, high: float) -> np.ndarray | float:
-    """Score 100 * (R - low) / (high - low): 0 and 100 are the dataset's two reference returns."""
-    return 100 * (returns - low) / (high - low)
-
-
-def normalise_std(spread: np.ndarray | float, low: float, high: float) -> np.ndarray | float:
-    """Standard deviation on the score scale. A spread is scaled, never shifted: constant returns keep spread 0."""
-    return 100 * spread / abs(high - low)
-
-
 def interval_coverage(
     interval: Callable[[list[np.ndarray]], Estimate], seeds: int, *, strata: int = 1, trials: int = 2_000, seed: int = 0
 ) -> float:

@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> None:
     bench.add_argument("--algos", nargs="+", metavar="NAME", help="methods of the suite or files in algos/")
     bench.add_argument("--datasets", nargs="+", metavar="ID", help="instead of the suite's datasets")
     bench.add_argument("--set", nargs="+", metavar="OPTION=VALUE", default=[], help="override options in every cell")
-    bench.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: CPU cores)")
+    bench.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time (default: CPU cores)"
+    )
     bench.add_argument("--ray", action="store_true", help="run the cells on a Ray cluster with a shared file system")
     report = commands.add_parser("report", help="rebuild the report of a suite from its results", allow_abbrev=False)
     report.add_argument(
@@ -45,13 +47,14 @@ def main(argv: list[str] | None = None) -> None:
     commands.add_parser("suites", help="list suites and algorithms")
     args = parser.parse_args(argv)
 
+    from hoard.analysis.results import ResultsError
     from hoard.datasets import DatasetError
     from hoard.runners.main import BAD_INPUT, BadInput
     from hoard.runners.suite import SuiteError
 
     try:
         sys.exit({"bench": _bench, "report": _report, "data": _data, "suites": _suites}[args.command](args))
-    except (BadInput, SuiteError, DatasetError) as error:
+    except (BadInput, SuiteError, DatasetError, ResultsError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
@@ -89,7 +92,8 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
 def _report(args: argparse.Namespace) -> int:
     from hoard.runners.main import BadInput
 
-    folder = Path(args.suite) if (Path(args.suite) / "cells.json").is_file() else args.results / args.suite
+    given = Path(args.suite)
+    folder = given if (given / "cells.json").is_file() else args.results / given.name.removesuffix(".toml")
     if not (folder / "cells.json").is_file():
         raise BadInput(f"no results in {folder}: there is no cells.json; run `hoard bench` first")
     _show(folder)
@@ -113,7 +117,7 @@ def _data(args: argparse.Namespace) -> int:
 
     from hoard import datasets
     from hoard.datasets import minari_store
-    from hoard.runners.sweep import generation_bar
+    from hoard.runners.progress import generation_bar
 
     if args.action == "list":
         for dataset_id in datasets.known_ids():

@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 import tyro
+from rich.console import Console
 
 from hoard import datasets
 from hoard.runners import trackers
 from hoard.runners.evaluate import Evaluator
-from hoard.runners.run import Busy, Run, Stopped, address, resolve_device, status_of
+from hoard.runners.progress import generation_bar
+from hoard.runners.run import Busy, Run, Stopped, address, resolve_device, source_hash, status_of
 
 OK, FAILED, BAD_INPUT, BUSY, STOPPED = 0, 1, 2, 75, 130
 
@@ -44,27 +46,35 @@ class Options:
     """Also write TensorBoard events into the run folder (extra: tensorboard)."""
     wandb: str | None = None
     """Also log to this Weights & Biases project (extra: wandb)."""
+    planned: tyro.conf.Suppress[str | None] = None
+    """The run folder a sweep expects; a cell that would work elsewhere is refused."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-    """A command line, understood: the Config, its plain form, the defaults it departs from, the runner's options."""
+    """A command line, understood: the Config, the same as JSON values with the device resolved, what of it departs from
+    the file's defaults, and the runner's options."""
 
     cfg: Any
     config: dict[str, Any]
-    defaults: dict[str, Any]
+    overrides: dict[str, Any]
     options: Options
 
 
 def plain(cfg: Any) -> dict[str, Any]:
-    """A Config as JSON values, `device` resolved: this is what a run's address is made of."""
-    value = json.loads(json.dumps(dataclasses.asdict(cfg)))
-    return value | {"device": resolve_device(cfg.device)}
+    """A Config as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
 
 
 def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Sequence[str], prog: str) -> Parsed:
     """Read options; unknown ones are refused by tyro with exit status 2 and the nearest names."""
-    args = [arg.capitalize() if arg in ("true", "false") else arg for arg in args]
+    switches = {
+        f"--{f.name.replace('_', '-')}"
+        for t in (config_type, Options)
+        for f in dataclasses.fields(t)
+        if "bool" in str(f.type)
+    }
+    args = [a.capitalize() if a in ("true", "false") and b in switches else a for a, b in zip(args, ["", *args])]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset")
     preset = first.parse_known_args(args)[0].preset
@@ -96,9 +106,12 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
     if cfg.seed < 0:
         raise BadInput(f"--seed {cfg.seed}: must not be negative")
     try:
-        return Parsed(cfg, plain(cfg), plain(config_type()), parsed.options)
+        config, defaults = plain(cfg) | {"device": resolve_device(cfg.device)}, plain(config_type())
     except ValueError as error:
         raise BadInput(str(error)) from error
+    own = ("dataset", "seed", "device")  # what every run has of its own
+    overrides = {k: v for k, v in config.items() if v != defaults[k] and k not in own}
+    return Parsed(cfg, config, overrides, parsed.options)
 
 
 def writable(folder: Path) -> None:
@@ -120,33 +133,41 @@ def main(
 ) -> None:
     """Run an algorithm file from its command line and exit; see the module's notes for the status."""
     algo_file = Path(inspect.getsourcefile(train) or "").resolve()
+    source = source_hash(algo_file)  # first of all: the file may be edited while the data is made
     try:
         parsed = parse(config_type, presets or {}, sys.argv[1:] if args is None else args, algo_file.name)
-        sys.exit(_execute(parsed, train, algo_file))
+        sys.exit(_execute(parsed, train, algo_file, source))
     except (BadInput, datasets.DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 
-def _execute(parsed: Parsed, train: Callable[[Any, Run], None], algo_file: Path) -> int:
+def _execute(parsed: Parsed, train: Callable[[Any, Run], None], algo_file: Path, source: str) -> int:
     cfg, options = parsed.cfg, parsed.options
+    if extra := trackers.missing_extra(options.tensorboard, options.wandb):
+        raise BadInput(f"--{extra} needs the extra: pip install 'hoard[{extra}]'")
     torch.set_num_threads(cfg.threads)
     writable(options.results)
-    dataset = datasets.load(cfg.dataset)
+    with generation_bar(Console(), cfg.dataset) as progress:
+        dataset = datasets.load(cfg.dataset, progress)
     Evaluator(dataset).close()  # spaces that do not fit are found before anything is trained
-    folder = options.results / address(algo_file, parsed.config, dataset.content_hash)
+    place = address(algo_file.stem, source, parsed.config, dataset.content_hash)
+    if options.planned not in (None, place):
+        raise BadInput(
+            f"{algo_file.name}, the dataset or the device is not what the sweep planned with ({options.planned}, now "
+            f"{place}); was the file edited while it ran? Start the sweep again"
+        )
+    folder = options.results / place
     if status_of(folder)["status"] == "finished":
         print(f"finished before: {folder}")
         return OK
     try:
-        watchers = trackers.start(folder, parsed.config, options.tensorboard, options.wandb)
-    except ImportError as error:
-        raise BadInput(str(error)) from error
-    try:
-        run = Run(folder, cfg, dataset, parsed.config, parsed.defaults, algo_file, watchers)
+        run = Run(folder, cfg, dataset, parsed.config, parsed.overrides, algo_file, source)
     except Busy as error:
         print(f"busy: {error}", file=sys.stderr)
         return BUSY
+    except RuntimeError as error:
+        raise BadInput(str(error)) from error
 
     def stop(*_: object) -> None:
         run.stop_requested = True
@@ -155,6 +176,7 @@ def _execute(parsed: Parsed, train: Callable[[Any, Run], None], algo_file: Path)
         previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             print(f"{algo_file.stem} on {cfg.dataset}, seed {cfg.seed} -> {folder}", flush=True)
+            run.trackers = trackers.start(folder, parsed.config, run.update, options.tensorboard, options.wandb)
             train(cfg, run)
             run.finish()
             return OK
@@ -162,7 +184,7 @@ def _execute(parsed: Parsed, train: Callable[[Any, Run], None], algo_file: Path)
             run.fail("interrupted")
             run.say(f"stopped after update {run.update}; the same command goes on from there")
             return STOPPED
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             run.fail("failed", f"{type(error).__name__}: {error}")
             run.say(traceback.format_exc())
             return FAILED

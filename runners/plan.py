@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hoard.runners.main import BadInput, parse
-from hoard.runners.run import address
+from hoard.runners.run import address, source_hash
 
 
 def import_file(algo_file: Path) -> Any:
@@ -34,6 +34,7 @@ def import_file(algo_file: Path) -> Any:
 
 
 def plan(algo_file: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    source = source_hash(algo_file)
     module = import_file(algo_file)
     out: list[dict[str, Any]] = []
     for cell in cells:
@@ -46,9 +47,8 @@ def plan(algo_file: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         except SystemExit:
             out.append({"error": complaint.getvalue().strip()})
         else:
-            config, defaults = parsed.config, parsed.defaults
-            overrides = {k: v for k, v in config.items() if v != defaults[k] and k not in ("dataset", "seed")}
-            out.append({"run": address(algo_file, config, cell["data_hash"]), "overrides": overrides})
+            place = address(algo_file.stem, source, parsed.config, cell["data_hash"])
+            out.append({"run": place, "overrides": parsed.overrides})
     return out
 
 

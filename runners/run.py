@@ -26,11 +26,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from hoard.datasets import Dataset
 from hoard.runners.evaluate import Evaluator, Policy, evaluation_seed
-from hoard.runners.files import read_json, write_atomic, write_json
+from hoard.runners.files import clear_scratch, read_json, write_atomic, write_json
 
 SCHEMA_VERSION = 1
 EPISODE_SCHEMA = pa.schema(
@@ -84,13 +85,29 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def address(algo_file: Path, config: dict[str, Any], data_hash: str) -> str:
-    """`runs/<algorithm>/<dataset>/<seed>-<hash>`, relative to the results folder."""
-    source = hashlib.sha256(algo_file.read_bytes()).hexdigest()
+def source_hash(algo_file: Path) -> str:
+    """SHA-256 of an algorithm file."""
+    return hashlib.sha256(algo_file.read_bytes()).hexdigest()
+
+
+def address(algo: str, source: str, config: dict[str, Any], data_hash: str) -> str:
+    """`runs/<algorithm>/<dataset>/<seed>-<hash>`, relative to the results folder; `source` is the file's hash."""
     text = json.dumps([source, config, data_hash], sort_keys=True)
     slug = config["dataset"].replace("d4rl:", "d4rl-").strip("/").replace("/", "-")
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"runs/{algo_file.stem}/{slug}/{config['seed']}-{digest}"
+    return f"runs/{algo}/{slug}/{config['seed']}-{digest}"
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether a process holds the run in `folder`."""
+    try:
+        with open(folder / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def status_of(folder: Path) -> dict[str, Any]:
@@ -113,25 +130,28 @@ class Run:
         cfg: RunConfig,
         dataset: Dataset,
         config: dict[str, Any],
-        defaults: dict[str, Any],
+        overrides: dict[str, Any],
         algo_file: Path,
-        trackers: tuple[Any, ...] = (),
+        source: str,
     ) -> None:
         self.folder, self.cfg, self.dataset = folder, cfg, dataset
         self.device = torch.device(resolve_device(cfg.device))
         self.update = 0  # gradient updates done
         self.env_step = 0  # environment steps spent on training; an online algorithm raises it
         self.stop_requested = False
-        self._trackers = trackers
+        self.trackers: tuple[Any, ...] = ()  # functions of (update, {name: value})
+        self.total_updates = cfg.updates
         self._registered: dict[str, Any] = {}
         self._episodes: list[dict[str, Any]] = []
         self._metrics: list[dict[str, Any]] = []
         self._pending: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
         self._evaluator: Evaluator | None = None
+        self._bar: Progress | None = None
         self._wall_before = 0.0
         self._started = time.monotonic()
         self._window_start = (0, self._started)
         self._resumed_state: dict[str, Any] | None = None
+        self._checkpoint_proven = False
 
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(folder / ".lock", "w")  # noqa: SIM115
@@ -140,6 +160,7 @@ class Run:
         except BlockingIOError:
             self._lock.close()
             raise Busy(f"another process is working in {folder}") from None
+        clear_scratch(folder)
 
         # One seed, two streams: `generator` for everything that trains. The global torch stream is not drawn from here,
         # but it is seeded and kept in the checkpoint, so that a fork that uses it still resumes exactly.
@@ -147,9 +168,12 @@ class Run:
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(int(np.random.SeedSequence([cfg.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
         self._read_checkpoint()
-        overrides = {k: v for k, v in config.items() if defaults.get(k, v) != v and k not in ("dataset", "seed")}
         write_json(folder / "config.json", {"algo": algo_file.stem, "config": config, "overrides": overrides})
-        write_json(folder / "provenance.json", provenance(algo_file, dataset, self.device))
+        made = provenance(algo_file, source, dataset, self.device)
+        if self.update and (folder / "provenance.json").exists():  # work of several code revisions is said to be that
+            before = read_json(folder / "provenance.json")
+            made["revisions"] = list(dict.fromkeys([*before["revisions"], *made["revisions"]]))
+        write_json(folder / "provenance.json", made)
         self._write_status("running")
 
     # --- what an algorithm calls ---
@@ -181,16 +205,26 @@ class Run:
             raise RuntimeError("call run.register(...) before run.loop(...): nothing would survive a kill")
         self.total_updates = updates
         self._window_start = (self.update, time.monotonic())
-        for update in range(self.update + 1, updates + 1):
-            self.update = update
-            yield update
-            if update % self.cfg.log_every == 0 or update == updates:
-                self._flush_metrics()
-            if self.stop_requested:
-                self.save_checkpoint()
-                raise Stopped
-            if update % self.cfg.checkpoint_every == 0 or update == updates:
-                self.save_checkpoint()
+        with Progress(
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} updates"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            disable=not sys.stdout.isatty(),
+        ) as self._bar:
+            task = self._bar.add_task("", total=updates, completed=self.update)
+            for update in range(self.update + 1, updates + 1):
+                self.update = update
+                yield update
+                if update % 50 == 0 or update == updates:
+                    self._bar.update(task, completed=update)
+                if update % self.cfg.log_every == 0 or update == updates:
+                    self._flush_metrics()
+                if self.stop_requested:
+                    self.save_checkpoint()
+                    raise Stopped
+                if update % self.cfg.checkpoint_every == 0 or update == updates:
+                    self.save_checkpoint()
 
     def log(self, metrics: dict[str, Tensor]) -> None:
         """Keep this update's detached 0-d metrics; their window means are written every `log_every` updates.
@@ -255,7 +289,7 @@ class Run:
             "updates_per_second": (self.update - since) / max(now - then, 1e-9),
         }
         self._metrics.append(head | row)
-        for tracker in self._trackers:
+        for tracker in self.trackers:
             tracker(self.update, row)
         self._write_status("running")
 
@@ -281,18 +315,21 @@ class Run:
         self.say(text)
         name = f"eval/{variant}/" if variant else "eval/"
         values = {f"{name}return": np.mean(returns), f"{name}score": np.mean(scores)}
-        for tracker in self._trackers:
+        for tracker in self.trackers:
             tracker(self.update, values)
 
     def say(self, text: str) -> None:
         """One plain line on standard output and in the run's log.txt."""
-        print(text, flush=True)
+        if self._bar is not None and not self._bar.disable:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
         with open(self.folder / "log.txt", "a") as file:
             file.write(text + "\n")
 
     @property
     def wall_time(self) -> float:
-        """Seconds this run has been worked on, over all its starts."""
+        """Seconds of work that this result is made of; what was lost to a kill does not count."""
         return self._wall_before + time.monotonic() - self._started
 
     # --- files ---
@@ -321,6 +358,8 @@ class Run:
         write_json(self.folder / "status.json", value)
 
     def save_checkpoint(self) -> None:
+        """Write everything the run would need after a kill. Raises FloatingPointError rather than save a broken run."""
+        self._pending_values()
         state = {
             "schema_version": SCHEMA_VERSION,
             "update": self.update,
@@ -329,13 +368,30 @@ class Run:
             "objects": {name: thing.state_dict() for name, thing in self._registered.items()},
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "episodes": self._episodes,
             "metrics": self._metrics,
             "pending": {name: list(entries) for name, entries in self._pending.items()},
         }
-        write_atomic(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+
+        def write(path: Path) -> None:
+            torch.save(state, path)
+            if not self._checkpoint_proven:  # what cannot be read back is found out now, not after a kill
+                self._load(path)
+                self._checkpoint_proven = True
+
+        write_atomic(self.folder / "checkpoint.pt", write)
         self._write_metrics()
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        # To the CPU: load_state_dict moves what belongs on the device, and Adam's step counts belong on the CPU.
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise RuntimeError(f"{path.name} cannot be read back: {error}") from error
+        if state["schema_version"] != SCHEMA_VERSION:
+            raise RuntimeError(f"{path.name} has schema version {state['schema_version']}, not {SCHEMA_VERSION}")
+        return state
 
     def _read_checkpoint(self) -> None:
         path = self.folder / "checkpoint.pt"
@@ -344,21 +400,22 @@ class Run:
                 (self.folder / stale).unlink(missing_ok=True)
             return
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise RuntimeError(f"{path} cannot be read ({error}); delete the folder to start this run again") from error
+            state = self._load(path)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}; delete {self.folder} to start this run again") from error
         self.update, self.env_step = state["update"], state["env_step"]
         self._episodes, self._metrics = state["episodes"], state["metrics"]
-        self._pending = defaultdict(list, state["pending"])
+        for name, entries in state["pending"].items():
+            self._pending[name] = [(update, value.to(self.device)) for update, value in entries]
         self._wall_before = state["wall_time"]
         self._resumed_state = state
         self.say(f"resuming after update {self.update}")
 
     def _restore_randomness(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["torch_rng"].cpu())
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
     # --- end ---
 
@@ -377,14 +434,16 @@ class Run:
     def __exit__(self, *_: object) -> None:
         if self._evaluator is not None:
             self._evaluator.close()
+        for tracker in self.trackers:
+            tracker.close()
         self._lock.close()
 
 
-def provenance(algo_file: Path, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+def provenance(algo_file: Path, source: str, dataset: Dataset, device: torch.device) -> dict[str, Any]:
     """What made this result: code revision, file and data hashes, library versions, machine class."""
     return {
-        "revision": code_revision(algo_file.parent),
-        "algo_sha256": hashlib.sha256(algo_file.read_bytes()).hexdigest(),
+        "revisions": [code_revision(algo_file.parent)],
+        "algo_sha256": source,
         "dataset": {"id": dataset.id, "sha256": dataset.content_hash, "transitions": len(dataset)},
         "env": dataset.env_spec.id if dataset.env_spec else None,
         "versions": library_versions(),

@@ -23,15 +23,15 @@ from typing import IO, Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from hoard import datasets
-from hoard.runners.files import write_json
+from hoard.runners.files import read_json, write_json
 from hoard.runners.main import BUSY, STOPPED, BadInput, writable
-from hoard.runners.run import SCHEMA_VERSION, code_revision, library_versions, machine, status_of
-from hoard.runners.suite import ALGOS_FOLDER, Cell, Suite, SuiteError, algo_file
+from hoard.runners.progress import generation_bar
+from hoard.runners.run import SCHEMA_VERSION, code_revision, is_busy, library_versions, machine, status_of
+from hoard.runners.suite import ALGOS_FOLDER, Cell, Suite, algo_file
 
 _GRACE = 30.0  # seconds a run gets to write its checkpoint after Ctrl-C
 
@@ -47,8 +47,9 @@ class Job:
     data_hash: str | None = None
     status: str = "pending"
     error: str | None = None
-    not_before: float = 0.0
     process: Process | None = None
+    started: float = 0.0  # time.time() of its launch
+    log_start: int = 0  # where this launch's output begins in the log
 
 
 class Process(Protocol):
@@ -80,6 +81,7 @@ class Sweep:
                 datasets.check_id(dataset_id)
             except datasets.DatasetError as error:
                 raise BadInput(str(error)) from error
+        self._made_by = {"revision": code_revision(ALGOS_FOLDER), "versions": library_versions()}
         cells = suite.cells()
         for algo in {cell.algo for cell in cells}:
             algo_file(algo)
@@ -101,7 +103,7 @@ class Sweep:
             except datasets.DatasetError as error:
                 for job in jobs:
                     job.status, job.error = "failed", str(error)
-                self.console.print(f"error: {error}", style="red", markup=False)
+                self.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
                 continue
             for job in jobs:
                 job.data_hash = data.content_hash
@@ -134,7 +136,7 @@ class Sweep:
     # --- the runs ---
 
     def run(self) -> int:
-        """Run what is not finished. Returns 0, 1 if a cell failed, 130 if stopped."""
+        """Run what is not finished. Returns 0 if now all is, 130 if stopped, 1 otherwise."""
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             self.prepare()
@@ -144,24 +146,28 @@ class Sweep:
                 f"suite {self.suite.name}: {len(self.work)} cells, {skipped} finished before, {len(todo)} to run, "
                 f"{self.jobs} at a time; results in {self.results}",
                 highlight=False,
+                soft_wrap=True,
             )
             self._record()
+            self._warn_of_other_code()
             try:
                 self._work_off(todo)
             finally:
                 self._record()
         except KeyboardInterrupt:
-            self.console.print("stopped; the same command goes on from here", highlight=False)
+            self.console.print("stopped; the same command goes on from here", highlight=False, soft_wrap=True)
             return STOPPED
         finally:
             signal.signal(signal.SIGTERM, previous)
             self._lock.close()
-        for job in (failed := [job for job in self.work if job.status == "failed"]):
-            self.console.print(f"\nFAILED {job.cell.label}  (log: {job.log})", style="bold red", markup=False)
+        for job in (unfinished := [job for job in self.work if job.status != "finished"]):
+            log = f"  (log: {job.log})" if job.process else ""
             self.console.print(
-                _tail(job.log.read_text() if job.log.exists() else job.error or ""), markup=False, highlight=False
+                f"\n{job.status.upper()} {job.cell.label}{log}", style="bold red", markup=False, soft_wrap=True
             )
-        return 1 if failed else 0
+            text = self._log_text(job) if job.process else job.error or ""
+            self.console.print(_tail(text), markup=False, highlight=False, soft_wrap=True)
+        return 1 if unfinished else 0
 
     def _work_off(self, todo: deque[Job]) -> None:
         running: list[Job] = []
@@ -170,8 +176,9 @@ class Sweep:
             if live:
                 live.start()
             while todo or running:
-                while todo and len(running) < self.jobs and todo[0].not_before <= time.monotonic():
-                    job = todo.popleft()
+                while len(running) < self.jobs and (job := self._next(todo)):
+                    job.log_start = job.log.stat().st_size if job.log.exists() else 0
+                    job.started = time.time()
                     job.process = self.launch(self._command(job), job.log)
                     job.status = "running"
                     running.append(job)
@@ -180,26 +187,35 @@ class Sweep:
                     if (code := job.process.poll()) is None:
                         continue
                     running.remove(job)
-                    if code == BUSY:  # left over from a killed sweep, or shared with another suite: come back later
-                        job.status, job.not_before = "pending", time.monotonic() + 2
+                    if code == BUSY:  # another suite was quicker: come back later
+                        job.status = "pending"
                         todo.append(job)
                         continue
                     self._settle(job, code)
-                    if not live:
-                        self.console.print(self._line(job), markup=False, highlight=False)
+                    self.console.print(self._line(job), markup=False, highlight=False, soft_wrap=True)
                     self._record()
                 if live:
                     live.update(self._view(running))
                 time.sleep(0.1)
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or a full disk: no cell is left running without its sweep
             self._stop(running)
             raise
         finally:
             if live:
                 live.stop()
 
+    def _next(self, todo: deque[Job]) -> Job | None:
+        """Take the first job that no other process is at work on (a cell that outlived its sweep, another suite)."""
+        for job in todo:
+            assert job.run is not None
+            if not is_busy(self.results / job.run):
+                todo.remove(job)
+                return job
+        return None
+
     def _command(self, job: Job) -> list[str]:
-        return [sys.executable, str(algo_file(job.cell.algo)), *job.cell.args, "--results", str(self.results)]
+        file, place = str(algo_file(job.cell.algo)), ["--results", str(self.results), "--planned", str(job.run)]
+        return [sys.executable, file, *job.cell.args, *place]
 
     def _settle(self, job: Job, code: int) -> None:
         status = self._status(job)
@@ -209,7 +225,17 @@ class Sweep:
         job.status = "interrupted" if code == STOPPED else "failed"
         if job.status == "failed":
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-            job.error = status.get("error") or f"{how}; {_tail(job.log.read_text(), 3)}"
+            recorded = self.results / str(job.run) / "status.json"
+            of_this_start = recorded.exists() and recorded.stat().st_mtime >= job.started
+            error = status.get("error") if of_this_start else None
+            job.error = error or f"{how}; {_tail(self._log_text(job), 3)}"
+
+    @staticmethod
+    def _log_text(job: Job) -> str:
+        """What this launch of the cell printed."""
+        with open(job.log, "rb") as file:
+            file.seek(job.log_start)
+            return file.read().decode(errors="replace")
 
     def _stop(self, running: list[Job]) -> None:
         for job in running:
@@ -230,7 +256,7 @@ class Sweep:
         return status_of(self.results / job.run) if job.run else {"status": "pending"}
 
     def _line(self, job: Job) -> str:
-        done = sum(j.status in ("finished", "failed") for j in self.work)
+        done = sum(j.status in ("finished", "failed", "interrupted") for j in self.work)
         seconds = self._status(job).get("wall_time") or 0
         return f"[{done}/{len(self.work)}] {job.status:9} {job.cell.label}  ({seconds:.0f} s)"
 
@@ -243,10 +269,10 @@ class Sweep:
             status = self._status(job)
             update, total = status.get("update", 0), status.get("updates", 0)
             share = update / total if total else 0.0
-            bar = "━" * round(24 * share)
+            bar = "━" * round(12 * share)
             speed = f"{update / status['wall_time']:.0f}/s" if status.get("wall_time") and update else ""
             table.add_row(
-                job.cell.method, job.cell.dataset, str(job.cell.seed), Text(bar.ljust(24, "─"), "cyan"),
+                job.cell.method, job.cell.dataset, str(job.cell.seed), Text(bar.ljust(12, "─"), "cyan"),
                 f"{update:,}/{total:,}", speed,
             )  # fmt: skip
         head = "  ".join(f"{count} {name}" for name, count in counts.items())
@@ -282,15 +308,37 @@ class Sweep:
                 "metric": self.suite.metric,
                 "command": self.command,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "provenance": {
-                    "revision": code_revision(ALGOS_FOLDER),
-                    "versions": library_versions(),
-                    "machine": machine(),
-                    "cpu_count": os.cpu_count(),
-                },
+                "provenance": self._provenance(),
                 "cells": cells,
             },
         )
+
+    def _provenance(self) -> dict[str, Any]:
+        """Of the runs, not of this call: every code revision and library version that made a finished cell."""
+        made = [
+            read_json(self.results / str(job.run) / "provenance.json") for job in self.work if job.status == "finished"
+        ]
+        revisions = [revision for one in made for revision in one["revisions"]] or [self._made_by["revision"]]
+        versions = [one["versions"] for one in made] or [self._made_by["versions"]]
+        names = dict.fromkeys(name for one in versions for name in one)
+        return {
+            "revision": ", ".join(dict.fromkeys(revisions)),
+            "versions": {name: ", ".join(dict.fromkeys(one.get(name, "absent") for one in versions)) for name in names},
+            "machine": ", ".join(dict.fromkeys(one["device"] for one in made)) or machine(),
+            "cpu_count": os.cpu_count(),
+        }
+
+    def _warn_of_other_code(self) -> None:
+        """A run's address covers its algorithm file, not the shared layer: say when that was another one."""
+        provenance, now = self._provenance(), self._made_by
+        others = [name for name in ("revision", "versions") if provenance[name] != now[name]]
+        if others and any(job.status == "finished" for job in self.work):
+            self.console.print(
+                f"note: some finished cells were made by another {' and other '.join(others)} of the code "
+                f"({provenance['revision'] if 'revision' in others else 'see provenance.json'}); "
+                f"delete their folders in {self.results / 'runs'} to run them again",
+                style="yellow", markup=False, soft_wrap=True,
+            )  # fmt: skip
 
 
 class launch_local:
@@ -340,35 +388,3 @@ def _interrupt(*_: object) -> None:
 
 def _tail(text: str, lines: int = 15) -> str:
     return "\n".join(text.rstrip().splitlines()[-lines:])
-
-
-class generation_bar:
-    """A progress bar on a terminal, a line at the start otherwise; nothing if there is nothing to make."""
-
-    def __init__(self, console: Console, dataset_id: str) -> None:
-        self.console, self.dataset_id = console, dataset_id
-        self.bar: Progress | None = None
-        self.task: Any = None
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        return self._advance
-
-    def _advance(self, done: int, total: int) -> None:
-        if self.task is None:
-            self.bar = Progress(
-                TextColumn("making {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
-                TimeElapsedColumn(), console=self.console, disable=not self.console.is_terminal,
-            )  # fmt: skip
-            self.bar.start()
-            self.task = self.bar.add_task(self.dataset_id, total=total)
-            if not self.console.is_terminal:
-                self.console.print(f"making {self.dataset_id}: {total:,} environment steps", highlight=False)
-        assert self.bar
-        self.bar.update(self.task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
-
-
-__all__ = ["BadInput", "SuiteError", "Sweep", "launch_local"]

@@ -1,37 +1,66 @@
-"""TensorBoard and Weights & Biases, when asked for: each is a function of (update, {name: value})."""
+"""TensorBoard and Weights & Biases, when asked for: called with (update, {name: value}), closed at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
 from pathlib import Path
-from typing import Any
-
-Tracker = Callable[[int, dict[str, Any]], None]
+from typing import Any, Protocol
 
 
-def start(folder: Path, config: dict[str, Any], tensorboard: bool, wandb_project: str | None) -> tuple[Tracker, ...]:
-    """The trackers asked for. Raises ImportError naming the extra that is not installed."""
+class Tracker(Protocol):
+    def __call__(self, update: int, values: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Events in the run folder; what a killed run wrote after its checkpoint is hidden from update `first` on."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+
+    def __call__(self, update: int, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, update)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """One wandb run per run folder: a resumed run continues the same one."""
+
+    def __init__(self, project: str, folder: Path, config: dict[str, Any]) -> None:
+        import wandb
+
+        name = f"{folder.parent.parent.name}-{folder.name}"
+        self._run = wandb.init(project=project, id=name, resume="allow", config=config, dir=str(folder))
+        self._run.define_metric("*", step_metric="update")
+
+    def __call__(self, update: int, values: dict[str, Any]) -> None:
+        self._run.log({**values, "update": update})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def missing_extra(tensorboard: bool, wandb_project: str | None) -> str | None:
+    """The extra that would have to be installed for what is asked, if any."""
+    for wanted, name in ((tensorboard, "tensorboard"), (wandb_project, "wandb")):
+        if wanted and importlib.util.find_spec(name) is None:
+            return name
+    return None
+
+
+def start(
+    folder: Path, config: dict[str, Any], first: int, tensorboard: bool, wandb_project: str | None
+) -> tuple[Tracker, ...]:
+    """The trackers asked for, in a run folder whose next update is `first`."""
     out: list[Tracker] = []
     if tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError("--tensorboard needs the extra: pip install 'hoard[tensorboard]'") from error
-        writer = SummaryWriter(str(folder / "tensorboard"))
-
-        def to_tensorboard(update: int, values: dict[str, Any]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, update)
-            writer.flush()
-
-        out.append(to_tensorboard)
+        out.append(TensorBoard(folder, first))
     if wandb_project:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ImportError("--wandb needs the extra: pip install 'hoard[wandb]'") from error
-        # One wandb run per run folder: a resumed run continues the same one.
-        name = f"{folder.parent.parent.name}-{folder.name}"
-        session = wandb.init(project=wandb_project, id=name, resume="allow", config=config, dir=str(folder))
-        out.append(lambda update, values: session.log({**values, "update": update}))
+        out.append(WandB(wandb_project, folder, config))
     return tuple(out)

@@ -176,17 +176,6 @@ class TestDamage:
             results.load(archive)
 
 
-def test_metric_that_begins_mid_run_is_kept(tmp_path):
-    """D22: a column of the online phase is there, empty before it began."""
-    path = tmp_path / "metrics.parquet"
-    pq.write_table(pa.table({"update": [1, 2, 3], "loss": [0.1, 0.2, 0.3], "online/return": [None, None, 5.0]}), path)
-    metrics = results.read_metrics(path)
-    assert metrics["online/return"].isna().tolist() == [True, True, False]
-    path.write_bytes(b"PAR1")
-    with pytest.raises(results.ResultsError, match=r"metrics\.parquet"):
-        results.read_metrics(path)
-
-
 def test_analysis_stands_alone():
     """Reports build where torch is absent, and no part of the analysis reaches into the code it judges."""
     program = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, command, small
+
+from hoard.runners.evaluate import Evaluator
 
 
 def only_run(results: Path) -> Path:
@@ -122,6 +125,66 @@ def test_killed_and_resumed_equals_undisturbed(tiny, tmp_path, algo, options):
     assert "resuming after update" in (two / "log.txt").read_text()
 
 
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
+
+
+def test_a_kill_at_any_write_loses_nothing(tiny, run_file, tmp_path, monkeypatch):
+    """The process dies at its k-th file, before or after the rename, for every k: the result is that of no kill."""
+    args = small(
+        tiny, updates=20, log_every=5, eval_every=10, checkpoint_every=5, eval_episodes=1, final_eval_episodes=1
+    )
+    run_file("rcsl", *args, results=tmp_path / "straight")
+    wanted = only_run(tmp_path / "straight")
+    replace, done = os.replace, 0
+    for k in range(1000):
+        results, writes = tmp_path / str(k), 0
+
+        def dying(source, target, k=k):
+            nonlocal writes
+            writes += 1
+            if writes == k // 2 + 1:
+                if k % 2:
+                    replace(source, target)
+                raise Killed
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", dying)
+        try:
+            run_file("rcsl", *args, results=results)
+        except Killed:
+            done += 1
+        monkeypatch.setattr(os, "replace", replace)
+        if writes <= k // 2:
+            break  # the run had no k-th write: every one has been tried
+        assert run_file("rcsl", *args, results=results).returncode == 0
+        folder = only_run(results)
+        assert (folder / "episodes.parquet").read_bytes() == (wanted / "episodes.parquet").read_bytes()
+        assert_same(weights(folder), weights(wanted))
+        assert not list(folder.glob(".*.tmp"))
+    assert done > 20
+
+
+def test_a_kill_during_an_evaluation(tiny, run_file, tmp_path, monkeypatch):
+    args = small(tiny)
+    run_file("iql", *args, results=tmp_path / "straight")
+    lockstep = Evaluator._lockstep
+
+    def dying(self, policy, seeds):
+        lockstep(self, policy, seeds)
+        raise Killed
+
+    monkeypatch.setattr(Evaluator, "_lockstep", dying)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run_file("iql", *args)
+    monkeypatch.setattr(Evaluator, "_lockstep", lockstep)
+    assert run_file("iql", *args).returncode == 0
+    one, two = only_run(tmp_path / "straight"), only_run(tmp_path / "results")
+    assert (one / "episodes.parquet").read_bytes() == (two / "episodes.parquet").read_bytes()
+    assert_same(weights(one), weights(two))
+
+
 def test_asked_to_stop_it_checkpoints_and_goes_on(tiny, tmp_path):
     args = small(tiny, updates=3000, eval_every=1000, checkpoint_every=100000)
     results = tmp_path / "results"
@@ -178,8 +241,40 @@ def test_nan_in_a_loss_stops_the_run_and_names_the_update(tiny, run_file, tmp_pa
     assert status["status"] == "failed"
     # The reward of update 37 is the first that is not a number, and the critic's loss sees it at once.
     assert "losses/critic is nan at update 37" in status["error"]
+    # Also where checkpoints are written more often than losses are looked at.
+    assert (
+        run_file(
+            broken, *small(tiny, log_every=60, eval_every=60, checkpoint_every=20), results=tmp_path / "2"
+        ).returncode
+        == 1
+    )
+    assert weights(only_run(tmp_path / "2"))["update"] == 20
     for tensor in weights(folder)["objects"]["critic"].values():
         assert torch.isfinite(tensor).all()
+
+
+def test_state_that_cannot_be_read_back_is_found_out_at_once(tiny, run_file, tmp_path):
+    """A fork that registers NumPy state learns of it at the first checkpoint, not after a kill."""
+    source = (ROOT / "algos" / "rcsl.py").read_text()
+    fork = tmp_path / "fork.py"
+    extra = "class Odd:\n    def state_dict(self):\n        return {'x': np.ones(3)}\n\n\ndef train("
+    fork.write_text(
+        source.replace("def train(", extra).replace("run.register(policy", "run.register(odd=Odd(), policy")
+    )
+    assert run_file(fork, *small(tiny)).returncode == 1
+    status = json.loads((only_run(tmp_path / "results") / "status.json").read_text())
+    assert "cannot be read back" in status["error"]
+
+
+def test_a_damaged_checkpoint_is_named(tiny, run_file, tmp_path):
+    assert run_file("rcsl", *small(tiny)).returncode == 0
+    folder = only_run(tmp_path / "results")
+    (folder / "checkpoint.pt").write_bytes(b"half")
+    (folder / "status.json").unlink()
+    done = run_file("rcsl", *small(tiny))
+    assert done.returncode == 2
+    assert "checkpoint.pt cannot be read back" in done.stderr
+    assert "delete" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""The README shows what the committed experiment holds."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("suite", ["learning"])
+def test_table_is_the_experiments_table(suite):
+    shown = re.search(rf"<!-- table:{suite} -->\n(.*?)<!-- /table -->", README, re.S)
+    assert shown
+    rows = [line for line in shown[1].splitlines() if line.startswith("|")][2:]
+    table = (ROOT / "analysis" / "experiments" / suite / "table.md").read_text().split("## Settings")[0]
+    source = {tuple(cells[:2]): cells for cells in map(cells_of, table.splitlines()) if len(cells) > 5}
+    assert rows
+    for row in rows:
+        dataset, method, *numbers = cells_of(row)
+        for number in numbers:
+            assert number in source[dataset, method], f"{number} is not in the {suite} table"
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
+
+
+def test_every_path_and_picture_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for target in re.findall(r"`((?:algos|runners|analysis|datasets|envs|tests)/[\w./]*)`", README):
+        if "my_" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_datasets_and_suites_named_are_known():
+    from hoard.datasets import recipes
+    from hoard.runners import suite as suites
+
+    for dataset_id in re.findall(r"hoard/[a-z0-9]+/[a-z0-9-]+-v0", README):
+        assert recipes.is_known(dataset_id), dataset_id
+    for name in re.findall(r"SUITE=(\w+)", README):
+        assert name in suites.available()
