@@ -23,8 +23,9 @@ antmaze as above; hopper-medium and -medium-replay actor deterministic, target_t
 hopper-medium-expert expectile 0.5, beta 6.
 
 Deviations from both: returns for the reward range are cut at terminated or truncated flags, not by jumps between
-observations; the last transition of a time-limited episode is kept (its next observation exists); networks see actions
-mapped to [-1, 1], so that environments with other bounds work; the deterministic actor regresses with the same weights.
+observations; the last transition of a time-limited episode is kept where its next observation exists (D4RL files, read
+as everyone reads them, lack it); networks see actions mapped to [-1, 1], so that environments with other bounds work;
+the deterministic actor regresses with the same weights.
 
 Run: `python algos/iql.py --dataset hoard/maze2d/umaze-v0 --seed 0`. Shared with every algorithm: hoard.datasets (data,
 replay), hoard.runners (evaluation, records, checkpoints, resume).

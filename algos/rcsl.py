@@ -28,7 +28,8 @@ The target (`target_rule`), with f = `target_fraction`:
 
 Deviations: labels are divided by the range of the labels in the data before they enter the network (rcsl-paper scales
 rewards so that the range of episode returns is 1, which is the same idea; RvS feeds raw averages: preset `rvs` keeps
-that); episodes are cut at terminated or truncated; hidden layers have no dropout by default.
+that); unlike in rcsl-paper, dataset actions are not clipped to 1 - 1e-5 and no trajectory is held out; episodes are cut
+at terminated or truncated.
 
 Run: `python algos/rcsl.py --preset bc10 --dataset hoard/pointmaze/stitch-v0`. Shared with every algorithm:
 hoard.datasets (data, replay), hoard.runners (evaluation, records, checkpoints, resume).

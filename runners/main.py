@@ -46,8 +46,6 @@ class Options:
     """Also write TensorBoard events into the run folder (extra: tensorboard)."""
     wandb: str | None = None
     """Also log to this Weights & Biases project (extra: wandb)."""
-    planned: tyro.conf.Suppress[str | None] = None
-    """The run folder a sweep expects; a cell that would work elsewhere is refused."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +57,7 @@ class Parsed:
     config: dict[str, Any]
     overrides: dict[str, Any]
     options: Options
+    planned: str | None  # the run folder that the sweep which started this cell expects
 
 
 def plain(cfg: Any) -> dict[str, Any]:
@@ -76,6 +75,8 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
     }
     args = [a.capitalize() if a in ("true", "false") and b in switches else a for a, b in zip(args, ["", *args])]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--planned")  # between sweep and cell, not for users: not in the help
+    planned, args = first.parse_known_args(args)
     first.add_argument("--preset")
     preset = first.parse_known_args(args)[0].preset
     if preset is not None and preset not in presets:
@@ -111,7 +112,7 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
         raise BadInput(str(error)) from error
     own = ("dataset", "seed", "device")  # what every run has of its own
     overrides = {k: v for k, v in config.items() if v != defaults[k] and k not in own}
-    return Parsed(cfg, config, overrides, parsed.options)
+    return Parsed(cfg, config, overrides, parsed.options, planned.planned)
 
 
 def writable(folder: Path) -> None:
@@ -152,9 +153,9 @@ def _execute(parsed: Parsed, train: Callable[[Any, Run], None], algo_file: Path,
         dataset = datasets.load(cfg.dataset, progress)
     Evaluator(dataset).close()  # spaces that do not fit are found before anything is trained
     place = address(algo_file.stem, source, parsed.config, dataset.content_hash)
-    if options.planned not in (None, place):
+    if parsed.planned not in (None, place):
         raise BadInput(
-            f"{algo_file.name}, the dataset or the device is not what the sweep planned with ({options.planned}, now "
+            f"{algo_file.name}, the dataset or the device is not what the sweep planned with ({parsed.planned}, now "
             f"{place}); was the file edited while it ran? Start the sweep again"
         )
     folder = options.results / place

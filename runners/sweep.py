@@ -1,6 +1,7 @@
 """Many runs: a suite's cells, each its own process, N at a time, what is finished is skipped.
 
-The sweep knows an algorithm by its file and its command line only. Killed at any moment, the same command goes on:
+The sweep knows an algorithm by its file and its command line; what it must ask the file, it asks in a process of its
+own (`hoard.runners.plan`). Killed at any moment, the same command goes on:
 finished cells are found by their address, interrupted ones resume from their checkpoints. One sweep at a time works in
 a suite's folder (a lock the kernel releases with the process), and one process at a time in a run's folder.
 """
