@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, command, small
+from helpers import ROOT, command, small
 
 from hoard.runners.evaluate import Evaluator
 

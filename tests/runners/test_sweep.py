@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from hoard.runners import suite as suites
 from hoard.runners.main import BadInput

@@ -1,0 +1,31 @@
+"""Command lines of algorithm files, as tests start them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(algo: str | Path, *args: str, results: Path) -> list[str]:
+    """The command line of an algorithm file, by name in algos/ or by path."""
+    file = algo if isinstance(algo, Path) else ROOT / "algos" / f"{algo}.py"
+    return [sys.executable, str(file), *args, "--results", str(results)]
+
+
+def small(dataset: str, **options: object) -> list[str]:
+    """Options of a run that takes a second: 60 updates of a small network, two evaluations."""
+    values: dict[str, object] = {
+        "dataset": dataset,
+        "updates": 60,
+        "hidden": 16,
+        "batch_size": 32,
+        "log_every": 10,
+        "eval_every": 30,
+        "eval_episodes": 2,
+        "final_eval_episodes": 3,
+        "checkpoint_every": 20,
+        **options,
+    }
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", *str(value).split(" "))]
