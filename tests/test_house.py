@@ -223,3 +223,12 @@ def test_pickle_is_seen(source):
 
 def test_safe_loading_passes():
     assert unsafe_loading("np.load(f, allow_pickle=False)\ntorch.load(f, weights_only=True)") == []
+
+
+def test_the_two_sides_of_the_results_agree():
+    """The runner writes what the analysis reads; neither imports the other, so the schema stands in both."""
+    from hoard.analysis import results
+    from hoard.runners import run
+
+    assert run.EPISODE_SCHEMA == results.RUN_SCHEMA
+    assert run.SCHEMA_VERSION == results.SCHEMA_VERSION
