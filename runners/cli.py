@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     except (BadInput, SuiteError, DatasetError, ResultsError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+    except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def _bench(args: argparse.Namespace) -> int:
