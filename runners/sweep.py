@@ -51,6 +51,7 @@ class Job:
     process: Process | None = None
     started: float = 0.0  # time.time() of its launch
     log_start: int = 0  # where this launch's output begins in the log
+    provenance: dict[str, Any] | None = None  # of the finished run, read once
 
 
 class Process(Protocol):
@@ -316,9 +317,11 @@ class Sweep:
 
     def _provenance(self) -> dict[str, Any]:
         """Of the runs, not of this call: every code revision and library version that made a finished cell."""
-        made = [
-            read_json(self.results / str(job.run) / "provenance.json") for job in self.work if job.status == "finished"
-        ]
+        made = []
+        for job in self.work:
+            if job.status == "finished":
+                job.provenance = job.provenance or read_json(self.results / str(job.run) / "provenance.json")
+                made.append(job.provenance)
         revisions = [revision for one in made for revision in one["revisions"]] or [self._made_by["revision"]]
         versions = [one["versions"] for one in made] or [self._made_by["versions"]]
         names = dict.fromkeys(name for one in versions for name in one)
