@@ -17,6 +17,13 @@ The defaults are the authors' released code (preset `paper`); `--preset corl` is
     actor learning rate         cosine to 0                      cosine to 0
     reward                      * 1000 / range of returns        raw
 
+Online fine-tuning (`online_steps`): after the offline updates the same update goes on, once per environment step, on
+one buffer that holds the dataset and grows; actions are sampled from the actor's Gaussian and clipped; rewards are
+transformed as the data's. As in the authors' code, draws are uniform over everything stored (`offline_ratio` fixes the
+dataset's share instead) and the actor's learning rate is constant online; theirs does not decay offline either when
+fine-tuning follows (`actor_lr_schedule constant`). CORL keeps stepping a cosine whose period is the offline phase, so
+that its rate climbs back online; that is not repeated here.
+
 Settings the authors change by domain: antmaze expectile 0.9, beta 10, reward_mode minus_one; kitchen and adroit
 beta 0.5, actor_dropout 0.1, reward_mode none. CORL's per-dataset changes: adroit expectile 0.8, actor_dropout 0.1;
 antmaze as above; hopper-medium and -medium-replay actor deterministic, target_tau 0.001, reward_mode return_range;
@@ -47,14 +54,15 @@ from hoard.runners import History, Run, main
 
 @dataclass
 class Config:
-    """IQL, offline. Defaults follow the authors' released code."""
+    """IQL, offline and fine-tuned online. Defaults follow the authors' released code."""
 
     # --- experiment ---
     dataset: str = "hoard/maze2d/umaze-v0"  # dataset id: hoard/..., a Minari id, or d4rl:NAME
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
-    updates: int = 1_000_000  # gradient updates
+    updates: int = 1_000_000  # gradient updates on the dataset
+    online_steps: int = 0  # environment steps of online fine-tuning, one update each; *_every count them then
     log_every: int = 1000  # updates per row of training metrics
     eval_every: int = 5000  # updates between evaluations
     eval_episodes: int = 10  # episodes of each evaluation on the way
@@ -63,13 +71,14 @@ class Config:
     # --- optimisation ---
     batch_size: int = 256  # transitions per update, drawn with replacement
     lr: float = 3e-4  # Adam's step size for V, Q and actor
-    actor_lr_schedule: Literal["cosine", "constant"] = "cosine"  # cosine falls to 0 at the last update
+    actor_lr_schedule: Literal["cosine", "constant"] = "cosine"  # cosine falls to 0 at the last offline update
     hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers of every network
     init: Literal["orthogonal", "torch"] = "orthogonal"  # weight initialisation
     # --- data ---
     reward_mode: Literal["return_range", "minus_one", "none"] = "return_range"  # transform of the rewards trained on
     clip_actions: bool = True  # clip dataset actions to +-(1 - 1e-5) of their range
     normalize_obs: bool = False  # standardise observations inside the networks
+    offline_ratio: float | None = None  # share of the dataset in online batches; None draws from everything alike
     # --- IQL ---
     discount: float = 0.99  # gamma
     expectile: float = 0.7  # tau of the value loss; 0.5 is the mean, 1 the maximum over the data
@@ -168,6 +177,13 @@ class Actor(nn.Module):
         """The mean action, in environment units."""
         return self.center + self.half_range * self(obs)[0]
 
+    @torch.no_grad()
+    def sample(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """An action drawn from the Gaussian, in environment units; the environment clips it."""
+        mean, log_std = self(obs)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return self.center + self.half_range * (mean + log_std.exp() * noise)
+
 
 # --- losses: a scalar and detached metrics ---
 
@@ -217,7 +233,7 @@ def actor_loss(
 
 def train(cfg: Config, run: Run) -> None:
     dataset, device, generator = run.dataset, run.device, run.generator
-    buffer = ReplayBuffer(dataset, device)
+    buffer = ReplayBuffer(dataset, device, online_capacity=cfg.online_steps)
     buffer.reward = transform_reward(buffer.reward, dataset, cfg.reward_mode)
 
     shift, scale = torch.zeros(dataset.obs_dim, device=device), torch.ones(dataset.obs_dim, device=device)
@@ -236,9 +252,13 @@ def train(cfg: Config, run: Run) -> None:
         name: torch.optim.Adam(net.parameters(), lr=cfg.lr)
         for name, net in (("actor", actor), ("value", value), ("critic", critic))
     }
-    buffer.action = (buffer.action - actor.center) / actor.half_range
-    if cfg.clip_actions:
-        buffer.action.clamp_(-1 + 1e-5, 1 - 1e-5)
+
+    def normalised(action: Tensor) -> Tensor:
+        """Actions as the networks see them."""
+        action = (action - actor.center) / actor.half_range
+        return action.clamp(-1 + 1e-5, 1 - 1e-5) if cfg.clip_actions else action
+
+    buffer.action = normalised(buffer.action)
 
     def step(name: str, loss: Tensor) -> None:
         optimizers[name].zero_grad(set_to_none=True)
@@ -282,14 +302,28 @@ def train(cfg: Config, run: Run) -> None:
         metrics |= update_actor(obs, action, advantage)
         return metrics | update_critic(obs, action, backup)
 
-    run.register(
-        actor=actor, value=value, critic=critic, target=target, **{f"{k}_adam": v for k, v in optimizers.items()}
-    )
+    networks = {"actor": actor, "value": value, "critic": critic, "target": target}
+    online = {"buffer": buffer} if cfg.online_steps else {}
+    env = run.training_env() if cfg.online_steps else None
+    run.register(**networks, **{f"{k}_adam": v for k, v in optimizers.items()}, **online)
     for number in run.loop(cfg.updates):
         if cfg.actor_lr_schedule == "cosine":
             fraction = (number - 1) / cfg.updates
             optimizers["actor"].param_groups[0]["lr"] = 0.5 * cfg.lr * (1 + math.cos(math.pi * fraction))
         run.log(update(buffer.sample(cfg.batch_size, generator)))
+        if run.evaluation_due:
+            run.evaluate(actor.act)
+    if env is None:
+        return
+
+    optimizers["actor"].param_groups[0]["lr"] = cfg.lr
+    for _ in run.online(cfg.online_steps):
+        action = actor.sample(torch.as_tensor(env.obs, device=device)[None], generator)[0]
+        obs, done, reward, next_obs, terminated, truncated = env.step(action.cpu().numpy())
+        reward = float(transform_reward(torch.tensor(reward), dataset, cfg.reward_mode))
+        buffer.add(obs, normalised(torch.as_tensor(done, device=device)), reward, next_obs, terminated, truncated)
+        run.log(update(buffer.sample(cfg.batch_size, generator, cfg.offline_ratio)))
+        run.update += 1
         if run.evaluation_due:
             run.evaluate(actor.act)
 

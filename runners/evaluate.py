@@ -40,9 +40,13 @@ Policy = Callable[[Tensor, History], Tensor]
 """(obs (n, obs_dim), history) -> action (n, action_dim) in environment units; it is clipped to the action space."""
 
 
-def evaluation_seed(run_seed: int, update: int, episode: int) -> int:
-    """Reset seed of one evaluation episode: new for every evaluation, the same for every method at equal run seed."""
-    return int(np.random.SeedSequence([run_seed, update, episode]).generate_state(1)[0]) | _EVALUATION_BIT
+def evaluation_seed(run_seed: int, update: int, episode: int, env_step: int = 0) -> int:
+    """Reset seed of one evaluation episode: new for every evaluation, the same for every method at equal run seed.
+
+    Evaluations are placed on the axis of updates, once an environment step is spent on that of environment steps.
+    """
+    place = [run_seed, env_step, episode, 1] if env_step else [run_seed, update, episode]
+    return int(np.random.SeedSequence(place).generate_state(1)[0]) | _EVALUATION_BIT
 
 
 def training_seed(run_seed: int, number: int) -> int:

@@ -102,8 +102,11 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
         "checkpoint_every",
         "threads",
     ):
-        if getattr(cfg, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least 1")
+        least = 0 if name == "updates" and getattr(cfg, "online_steps", 0) else 1
+        if getattr(cfg, name) < least:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least {least}")
+    if getattr(cfg, "online_steps", 0) < 0:
+        raise BadInput(f"--online-steps {cfg.online_steps}: must not be negative")
     if cfg.seed < 0:
         raise BadInput(f"--seed {cfg.seed}: must not be negative")
     try:
@@ -177,13 +180,13 @@ def _execute(parsed: Parsed, train: Callable[[Any, Run], None], algo_file: Path,
         previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             print(f"{algo_file.stem} on {cfg.dataset}, seed {cfg.seed} -> {folder}", flush=True)
-            run.trackers = trackers.start(folder, parsed.config, run.update, options.tensorboard, options.wandb)
+            run.trackers = trackers.start(folder, parsed.config, run.count, options.tensorboard, options.wandb)
             train(cfg, run)
             run.finish()
             return OK
         except Stopped:
             run.fail("interrupted")
-            run.say(f"stopped after update {run.update}; the same command goes on from there")
+            run.say(f"stopped after {run.progress_text}; the same command goes on from there")
             return STOPPED
         except (Exception, SystemExit) as error:
             run.fail("failed", f"{type(error).__name__}: {error}")

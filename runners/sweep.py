@@ -265,17 +265,22 @@ class Sweep:
     def _view(self, running: list[Job]) -> Group:
         counts = {s: sum(j.status == s for j in self.work) for s in ("finished", "running", "pending", "failed")}
         table = Table(box=None, padding=(0, 2))
-        for name in ("method", "dataset", "seed", "progress", "updates", "speed"):
+        for name in ("method", "dataset", "seed", "progress", "done", "speed"):
             table.add_column(name)
         for job in running:
             status = self._status(job)
-            update, total = status.get("update", 0), status.get("updates", 0)
-            share = update / total if total else 0.0
+            update, unit = status.get("update", 0), ""
+            done, total = update, status.get("updates", 0)
+            if status.get("phase") == "online":
+                done, total, unit = status["env_step"], status["env_steps"], " steps"
+            elif phase := status.get("phase"):
+                done, total, unit = status["phase_update"], 0, f" {phase}"
+            share = done / total if total else 0.0
             bar = "━" * round(12 * share)
             speed = f"{update / status['wall_time']:.0f}/s" if status.get("wall_time") and update else ""
             table.add_row(
                 job.cell.method, job.cell.dataset, str(job.cell.seed), Text(bar.ljust(12, "─"), "cyan"),
-                f"{update:,}/{total:,}", speed,
+                f"{done:,}{f'/{total:,}' if total else ''}{unit}", speed,
             )  # fmt: skip
         head = "  ".join(f"{count} {name}" for name, count in counts.items())
         return Group(Text(f"{self.suite.name}: {head}", "bold"), table)

@@ -1,0 +1,112 @@
+"""IQL's online stage: what it stores, what it draws, what it learns with, and that it survives a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import command, small
+
+from hoard.algos import iql
+from hoard.datasets import ReplayBuffer, load
+
+ONLINE = {"updates": 20, "online_steps": 430, "log_every": 50, "eval_every": 200, "checkpoint_every": 100}
+
+
+def only_run(results):
+    (folder,) = results.glob("runs/*/*/*")
+    return folder
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def test_what_is_stored_and_drawn(tiny, run_file, tmp_path, monkeypatch):
+    """Online steps enter as the data did: rewards scaled by the same factor, actions in [-1, 1]."""
+    ratios = []
+    sample = ReplayBuffer.sample
+
+    def spy(self, size, generator, offline_ratio=None):
+        index = self.draw(size, generator, offline_ratio)
+        if self.online_size:
+            ratios.append((index < self.offline_size).float().mean().item())
+        return self.gather(index)
+
+    monkeypatch.setattr(ReplayBuffer, "sample", spy)
+    done = run_file("iql", *small(tiny, **ONLINE, offline_ratio=0.25))
+    monkeypatch.setattr(ReplayBuffer, "sample", sample)
+    assert done.returncode == 0, done.stderr
+    assert set(ratios) == {0.25}
+    assert len(ratios) == 430
+
+    state = checkpoint(only_run(tmp_path / "results"))
+    stored = state["objects"]["buffer"]
+    dataset = load(tiny)
+    scale = 1000 / float(dataset.returns.max() - dataset.returns.min())
+    cosine, sine, speed = stored["observations"][0::2].numpy().T
+    theta = np.arctan2(sine, cosine)
+    torque = 2 * stored["action"][:, 0].numpy()
+    cost = theta**2 + 0.1 * speed**2 + 0.001 * torque**2  # Pendulum-v1's own reward
+    assert stored["reward"].numpy() == pytest.approx(-cost * scale, rel=1e-3, abs=1e-3)
+    assert stored["action"].abs().max() <= 1 - 1e-5
+    assert stored["action"].std() > 0.3  # it explores
+    assert state["objects"]["actor_adam"]["param_groups"][0]["lr"] == iql.Config().lr
+    assert (state["update"], state["env_step"]) == (450, 430)
+
+
+def test_a_ratio_is_not_needed(tiny, run_file, tmp_path):
+    assert run_file("iql", *small(tiny, **ONLINE)).returncode == 0
+    rows = pd.read_parquet(only_run(tmp_path / "results") / "episodes.parquet")
+    points = rows.groupby(["update", "env_step", "final"]).size().to_dict()
+    assert points == {(20, 0, False): 2, (220, 200, False): 2, (420, 400, False): 2, (450, 430, True): 3}
+
+
+def test_killed_online_and_resumed_equals_undisturbed(tiny, tmp_path):
+    args = small(tiny, **ONLINE | {"online_steps": 1010, "checkpoint_every": 150}, offline_ratio=0.5)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    subprocess.run(command("iql", *args, results=straight), check=True, capture_output=True, timeout=120)
+    kills = 0
+    for after in (250, 650):
+        process = subprocess.Popen(command("iql", *args, results=broken), stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            states = list(broken.glob("runs/*/*/*/status.json"))
+            if states and json.loads(states[0].read_text())["env_step"] >= after:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+    assert kills == 2, "the runs ended before they could be killed"
+    resumed = subprocess.run(command("iql", *args, results=broken), capture_output=True, text=True, timeout=120)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after environment step" in resumed.stdout
+    one, two = only_run(straight), only_run(broken)
+    assert (one / "episodes.parquet").read_bytes() == (two / "episodes.parquet").read_bytes()
+    a, b = checkpoint(one)["objects"], checkpoint(two)["objects"]
+    for name in ("actor", "critic", "target", "value"):
+        assert all(torch.equal(a[name][k], b[name][k]) for k in a[name]), name
+    assert torch.equal(a["buffer"]["observations"], b["buffer"]["observations"])
+
+
+def test_an_unusable_ratio_is_refused(tiny, run_file):
+    done = run_file("iql", *small(tiny, **ONLINE, offline_ratio=1.5))
+    assert done.returncode == 1
+    assert "offline_ratio 1.5" in done.stdout
+
+
+def test_the_offline_result_does_not_depend_on_the_online_stage(tiny, run_file, tmp_path):
+    """A stage that is off takes no randomness: the old config gives the old weights."""
+    for name, steps in (("off", 0), ("on", 30)):
+        options = small(tiny, updates=20, eval_every=20, online_steps=steps, actor_lr_schedule="constant")
+        assert run_file("iql", *options, results=tmp_path / name).returncode == 0
+    rows = [pd.read_parquet(only_run(tmp_path / name) / "episodes.parquet") for name in ("off", "on")]
+    at_twenty = [r[(r["update"] == 20) & (r.env_step == 0)]["return"].to_list()[:2] for r in rows]
+    assert at_twenty[0] == at_twenty[1]
