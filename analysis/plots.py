@@ -36,7 +36,7 @@ INK, FAINT = "#222222", "#8a8a8a"
 def curves(results: Results, metric: str = "score", *, resamples: int = BAND_RESAMPLES) -> Figure:
     """Learning curves: one panel per dataset, IQM over seeds with its bootstrap band."""
     measure, styles = tables.measures(results, metric), method_styles(results)
-    episodes = results.finished
+    episodes = tables.measured(results.finished)
     episodes = episodes[episodes["variant"] == ""]
     with _style():
         figure, panels = _grid(len(results.datasets), height=2.9)
@@ -169,7 +169,7 @@ def _caption(figure: Figure, text: str) -> None:
 
 
 def _measure_label(measure: str) -> str:
-    return "normalised score" if measure == "score" else "return"
+    return {"score": "normalised score", "success": "success rate"}.get(measure, "return")
 
 
 def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -18,7 +18,7 @@ import pandas as pd
 from hoard.analysis import stats
 from hoard.analysis.results import Results
 
-METRICS = ("score", "return")
+METRICS = ("score", "return", "success")
 DASH = "–"
 
 
@@ -71,20 +71,26 @@ class Table:
 
 
 def measures(results: Results, metric: str = "score") -> dict[str, str]:
-    """What is compared on each dataset: the normalised score where asked for and defined, else the raw return."""
+    """What is compared on each dataset: what was asked for where it is defined, else the score, else the raw return."""
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
-    scored = set() if metric == "return" else set(results.episodes.dropna(subset=["score"])["dataset"])
-    return {dataset: "score" if dataset in scored else "return" for dataset in results.datasets}
+    wanted = {"score": ["score"], "return": [], "success": ["success", "score"]}[metric]
+    defined = {name: set(results.episodes.dropna(subset=[name])["dataset"]) for name in wanted}
+    return {d: next((name for name in wanted if d in defined[name]), "return") for d in results.datasets}
+
+
+def measured(episodes: pd.DataFrame) -> pd.DataFrame:
+    """Episodes with `success` as a number that can be averaged: 0, 1, or NaN where none was reported."""
+    return episodes.assign(success=episodes["success"].astype("Float64").to_numpy(float, na_value=np.nan))
 
 
 def seed_values(results: Results, variant: str = "") -> pd.DataFrame:
     """One row per finished seed: means over the episodes of its last evaluation, and how many there were."""
-    rows = results.finished
+    rows = measured(results.finished)
     rows = rows[rows["final"] & (rows["variant"] == variant)]
     groups = rows.groupby(["method", "dataset", "seed"], sort=False)
-    means = group_means(groups[["return", "score"]])
-    return means.assign(success=groups["success"].mean().astype(float), episodes=groups.size()).reset_index()
+    means = group_means(groups[["return", "score", "success"]])
+    return means.assign(episodes=groups.size()).reset_index()
 
 
 def group_means(groups: Any) -> pd.DataFrame:
@@ -257,6 +263,8 @@ def _coverage(table: dict[int, float]) -> str:
 def _measure_notes(measure: dict[str, str], metric: str) -> list[str]:
     if metric == "return":
         return ["The measure is the raw, undiscounted return."]
+    if set(measure.values()) == {"success"}:
+        return ["The measure is the share of episodes that succeeded, 0 to 1."]
     raw = [dataset for dataset, name in measure.items() if name == "return"]
     notes = []
     if len(raw) < len(measure):

@@ -1,7 +1,7 @@
 """A suite: which methods meet which datasets, with how many seeds and what settings. A small TOML file.
 
     description = "what it shows"
-    metric = "score"                       # or "return": what tables and figures compare
+    metric = "score"                       # or "return", "success": what tables and figures compare
     seeds = 3
     datasets = ["hoard/pendulum/mixed-v0"]
     [options]                              # for every cell; names are options of the algorithm files
@@ -124,8 +124,8 @@ def read(name: str) -> Suite:
     for key, kind in (("description", str), ("seeds", int), ("datasets", list), ("method", dict)):
         if not isinstance(raw.get(key), kind):
             raise SuiteError(f"{path}: '{key}' is needed and must be a {kind.__name__}")
-    if raw.get("metric", "score") not in ("score", "return"):
-        raise SuiteError(f"{path}: metric must be 'score' or 'return'")
+    if raw.get("metric", "score") not in ("score", "return", "success"):
+        raise SuiteError(f"{path}: metric must be 'score', 'return' or 'success'")
     methods = []
     for key, section in raw["method"].items():
         _known(path, section, "algo", "options", "dataset")
