@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jinja2
 
-from hoard.analysis import online, plots, results, tables
+from hoard.analysis import online, plots, published, results, tables
 from hoard.analysis.results import Results
 
 HERE = Path(__file__).parent
@@ -75,6 +75,7 @@ def _sections(loaded: Results, metric: str) -> list[Section]:
     optional = [
         ("Missing cells", tables.missing_table(loaded)),
         ("Over the online phase", online.online_table(loaded, metric)),
+        ("Beside published numbers", published.published_table(loaded)),
         ("Variants", tables.variant_table(loaded, metric)),
     ]
     main = Section("Last scores", tables.score_table(loaded, metric))

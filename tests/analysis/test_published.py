@@ -1,0 +1,52 @@
+"""Published numbers stand beside ours, with their source and how sure we are."""
+
+import subprocess
+import sys
+import tomllib
+
+from hoard.analysis import published, report, results
+from hoard.runners import suite
+
+
+def fill(sweep):
+    for seed in range(3):
+        sweep.cell("mbrcsl", "hoard/pointmaze/stitch-v0", seed, curve=[100.0 + seed])
+        sweep.cell("iql", "hoard/pointmaze/stitch-v0", seed, curve=[50.0])
+    return sweep.write()
+
+
+def test_ours_and_theirs_in_one_row(sweep):
+    sweep.suite = "paper-mbrcsl"
+    folder = fill(sweep)
+    table = published.published_table(results.load(folder))
+    rows = {row["method"]: row for row in table.display.to_dict("records")}
+    assert rows["mbrcsl"]["ours: mean ± std"] == "-91.0 ± 9.0"  # return = -1000 + 9 score
+    assert rows["mbrcsl"]["published: mean ± std"] == "91.5 ± 7.1"
+    assert rows["iql"]["published as"] == "–"
+    assert table.display["published as"].tolist().count("COMBO") == 1
+    assert "memory" in table.notes[0]
+    assert "Beside published numbers" in report.build(folder, metric="return").markdown.read_text()
+
+
+def test_a_suite_without_published_numbers_has_no_such_table(quick):
+    loaded = results.load(quick.folder)
+    assert published.published_table(loaded) is None
+    assert "published" not in report.build(quick.folder).markdown.read_text()
+
+
+def test_command(sweep):
+    sweep.suite = "paper-mbrcsl"
+    run = [sys.executable, "-m", "hoard.analysis.published", str(fill(sweep))]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "| mbrcsl |" in done.stdout
+
+
+def test_every_set_names_a_suite_its_methods_and_its_source():
+    for name, entry in tomllib.loads(published.FILE.read_text()).items():
+        shipped = suite.read(name)
+        assert entry["dataset"] in shipped.datasets
+        assert {row["method"] for row in entry["rows"] if "method" in row} <= {m.name for m in shipped.methods}
+        assert entry["sure"] in ("read", "memory")
+        assert entry["source"]
+        assert entry["measure"] == shipped.metric
