@@ -238,8 +238,8 @@ def train(cfg: Config, run: Run) -> None:
 
     shift, scale = torch.zeros(dataset.obs_dim, device=device), torch.ones(dataset.obs_dim, device=device)
     if cfg.normalize_obs:
-        obs = buffer.observations[buffer.rows]
-        shift, scale = obs.mean(dim=0), obs.std(dim=0, unbiased=False) + 1e-3
+        table = buffer.observations[buffer.rows]
+        shift, scale = table.mean(dim=0), table.std(dim=0, unbiased=False) + 1e-3
     pad = dataset.action_dim
     q_shift, q_scale = torch.cat([shift, shift.new_zeros(pad)]), torch.cat([scale, scale.new_ones(pad)])
     o, a, h = dataset.obs_dim, dataset.action_dim, list(cfg.hidden)

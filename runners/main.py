@@ -93,6 +93,7 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
         config=(tyro.conf.FlagConversionOff,),
     )
     cfg = parsed.config
+    online_steps: int = getattr(cfg, "online_steps", 0)
     for name in (
         "updates",
         "log_every",
@@ -102,11 +103,11 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
         "checkpoint_every",
         "threads",
     ):
-        least = 0 if name == "updates" and getattr(cfg, "online_steps", 0) else 1
+        least = 0 if name == "updates" and online_steps else 1
         if getattr(cfg, name) < least:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least {least}")
-    if getattr(cfg, "online_steps", 0) < 0:
-        raise BadInput(f"--online-steps {cfg.online_steps}: must not be negative")
+    if online_steps < 0:
+        raise BadInput(f"--online-steps {online_steps}: must not be negative")
     if cfg.seed < 0:
         raise BadInput(f"--seed {cfg.seed}: must not be negative")
     try:
