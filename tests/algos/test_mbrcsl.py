@@ -637,6 +637,7 @@ def test_reloading_the_best_policy(mode, tmp_path):
         "lr_schedule": "constant",
         "reload_best": mode,
         "keep_above": -1e9,
+        "normalize_obs": False,
         "input_noise": 0.0,
     }
     weights = []
@@ -656,7 +657,7 @@ def test_reloading_the_best_policy(mode, tmp_path):
 
 
 def test_input_noise_is_drawn_in_training_alone():
-    """It is added to the standardised inputs: the first layer sees the asked spread around them, and none without it."""
+    """It is added to the standardised inputs: the first layer sees the asked spread around them in training alone."""
     dataset = flat_dataset(n=50)
     policy = mbrcsl.Policy(dataset, Config(**TINY_NETS | {"input_noise": 0.3}), seeded())
     policy.shift.fill_(2.0)
