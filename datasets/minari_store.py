@@ -21,17 +21,25 @@ import gymnasium as gym
 import h5py
 import minari
 import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
 from gymnasium.envs.registration import EnvSpec
 from h5py import h5d, h5g, h5s
 from minari.dataset.minari_storage import MinariStorage, is_image_space
 from minari.namespace import NAMESPACE_METADATA_FILENAME
 from minari.storage import get_dataset_path
 
+from hoard.datasets import discrete, references
 from hoard.datasets.dataset import Dataset, DatasetError
 from hoard.datasets.recipes import Recording
 from hoard.envs import flatten_obs, flatten_space
 
 _ROOT = "MINARI_DATASETS_PATH"
+_BLOCK = 32_768  # rows that pyarrow hands to the writer at a time
+_FIELDS = ("rewards", "terminations", "truncations", "actions")
+# A specification names code that is run to make its environment. It comes with the data, so only these may be named,
+# and what the user has registered.
+_KNOWN_PACKAGES = {"gymnasium", "gymnasium_robotics", "hoard", "minigrid", "ale_py", "metaworld"}
 
 
 def path_of(dataset_id: str) -> Path:
@@ -72,20 +80,20 @@ def stored_ids() -> list[str]:
 
 
 def read(dataset_id: str) -> Dataset:
-    """Load a stored Minari dataset with Box, Dict or Tuple-of-Box observations and flat Box actions.
+    """Load a stored Minari dataset, in any of Minari's storages (hdf5, arrow, parquet).
 
-    Observations are flattened by `hoard.envs.flatten_obs` (Dict keys in alphabetical order) and cast to float32 once.
+    Observations: Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of them; flattened by
+    `hoard.envs.flatten_obs` (Dict keys in alphabetical order) and cast to float32 once. Discrete parts become one-hot
+    columns and Text parts are left out, see `hoard.datasets.discrete`. Actions: a flat Box, in environment units, or
+    Discrete, MultiDiscrete, MultiBinary as one-hot columns with `discrete.OneHot` for the action space.
+    A ``mujoco/*`` set, which has no reference returns, takes those of `hoard.datasets.references` where they exist.
     Raises DatasetError naming the file and the field when the folder, a file or an episode is damaged.
     """
     folder = path_of(dataset_id) / "data"
     storage, metadata = _open(dataset_id, folder)
-    space, action_space = storage.observation_space, storage.action_space
-    if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
-        raise DatasetError(
-            f"{dataset_id}: action space {action_space} in {folder} is not supported, only a flat Box is"
-        )
+    space, action_space = storage.observation_space, _action_space(dataset_id, folder, storage.action_space)
     try:
-        obs_dim = flatten_space(space).shape[0]
+        obs_dim = flatten_space(discrete.boxed_space(space)).shape[0]
     except (TypeError, ValueError) as error:
         raise DatasetError(f"{dataset_id}: observation space {space} in {folder} is not supported: {error}") from error
     if storage.jpeg_encoding and _has_image(space):
@@ -111,12 +119,19 @@ def read(dataset_id: str) -> Dataset:
             b = a + length
             if length == 0 or b > steps:
                 raise DatasetError(f"{where}: rewards has {length} entries; metadata.json leaves 1 to {steps - a}")
+            if isinstance(action_space, discrete.OneHot):
+                episode["actions"] = _one_hot(where, action_space, episode["actions"])
             for name, target in targets:
                 target[a:b] = _fitting(where, name, episode[name], (length, *target.shape[1:]))
             observations[a + k : b + k + 1] = _flattened(where, space, episode["observations"], length)
             a = starts[k + 1] = b
     if a != steps:
         raise DatasetError(f"{dataset_id}: {folder} has {a} steps, metadata.json says {steps} total_steps")
+    spec = _env_spec(dataset_id, metadata.get("eval_env_spec") or metadata.get("env_spec"))
+    ref_min, ref_max = metadata["ref_min_score"], metadata["ref_max_score"]
+    ours = references.reference(dataset_id, spec)
+    if ref_min is None and ref_max is None and ours and ours.expert is not None:
+        ref_min, ref_max = ours.random, ours.expert
     return Dataset(
         id=dataset_id,
         observations=observations,
@@ -127,17 +142,59 @@ def read(dataset_id: str) -> Dataset:
         truncated=truncated,
         starts=starts,
         action_space=action_space,
-        env_spec=_env_spec(dataset_id, metadata.get("eval_env_spec") or metadata.get("env_spec")),
-        ref_min=metadata["ref_min_score"],
-        ref_max=metadata["ref_max_score"],
+        env_spec=spec,
+        ref_min=ref_min,
+        ref_max=ref_max,
         source=str(folder),
     )
+
+
+def metadata_of(dataset_id: str) -> dict[str, Any]:
+    """What metadata.json says, with both spaces as spaces and ``recording_env``, the specification of the environment
+    that the data was recorded in (None: unknown). Raises DatasetError as `read` does."""
+    metadata = _open(dataset_id, path_of(dataset_id) / "data")[1]
+    return metadata | {"recording_env": _env_spec(dataset_id, metadata.get("env_spec"))}
+
+
+def infos_of(dataset_id: str, episode: int) -> dict[str, Any]:
+    """The infos of one episode as Minari gives them: T+1 rows in every array. Empty where none were recorded."""
+    folder = path_of(dataset_id) / "data"
+    storage, _ = _open(dataset_id, folder)
+    try:
+        return next(iter(storage.get_episodes([episode]))).get("infos") or {}
+    except Exception as error:  # h5py and pyarrow raise many kinds on damaged bytes
+        raise DatasetError(
+            f"{dataset_id}: the infos of episode {episode} in {folder} cannot be read: {error}"
+        ) from error
+
+
+def _action_space(dataset_id: str, folder: Path, space: gym.Space) -> gym.spaces.Box:
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return space
+    try:
+        return discrete.OneHot(space)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{dataset_id}: action space {space} in {folder} is not supported, only a flat Box, Discrete, "
+            f"MultiDiscrete or MultiBinary is ({error})"
+        ) from error
+
+
+def _one_hot(where: str, space: discrete.OneHot, values: Any) -> np.ndarray:
+    try:
+        return discrete.boxed(space.original, values)
+    except (ValueError, TypeError, IndexError) as error:
+        raise DatasetError(f"{where}: actions do not fit their space: {error}") from error
 
 
 def _open(dataset_id: str, folder: Path) -> tuple[MinariStorage, dict[str, Any]]:
     """The storage and its metadata, with the fields that `read` relies on checked and reference scores as floats."""
     try:
-        is_hdf5 = MinariStorage.read_raw_metadata(folder)["data_format"] == "hdf5"
+        raw = MinariStorage.read_raw_metadata(folder)
+        is_hdf5 = raw["data_format"] == "hdf5"
+        for name in ("observation_space", "action_space"):
+            if not isinstance(raw[name], str):  # Minari would run whatever env_spec names to find out
+                raise ValueError(f"{name} is {raw[name]!r}, expected a space as text")
         if is_hdf5 and not (folder / "main_data.hdf5").is_file():
             raise DatasetError(
                 f"{dataset_id}: {folder}/main_data.hdf5 is missing; move {folder.parent} away to start anew"
@@ -181,7 +238,7 @@ def _fitting(where: str, name: str, values: Any, shape: tuple[int, ...]) -> np.n
 
 def _flattened(where: str, space: gym.Space, raw: Any, length: int) -> np.ndarray:
     try:
-        obs = flatten_obs(space, raw, batch=True)
+        obs = flatten_obs(discrete.boxed_space(space), discrete.boxed(space, raw), batch=True)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise DatasetError(f"{where}: observations do not fit their space {space}: {error}") from error
     if len(obs) != length + 1:
@@ -195,15 +252,28 @@ def _env_spec(dataset_id: str, text: Any) -> EnvSpec | None:
     try:
         known = EnvSpec.__dataclass_fields__  # files written for older gymnasium carry fields that are gone since
         kept = {key: value for key, value in json.loads(text).items() if key in known}
-        return EnvSpec.from_json(json.dumps(kept))
+        spec = EnvSpec.from_json(json.dumps(kept))
+        named = [(wrapper.name, str(wrapper.entry_point)) for wrapper in spec.additional_wrappers]
+        if spec.id not in gym.registry or gym.registry[spec.id].entry_point != spec.entry_point:
+            named.append((spec.id, str(spec.entry_point)))
     except Exception as error:
         raise DatasetError(f"{dataset_id}: env_spec in metadata.json cannot be read: {error}") from error
+    for name, code in named:
+        if code.partition(":")[0].split(".")[0] not in _KNOWN_PACKAGES:
+            warnings.warn(
+                f"{dataset_id}: environment {spec.id} is set aside, because its {name} would run {code}, code that is "
+                "neither registered with Gymnasium here nor part of a known package",
+                stacklevel=2,
+            )
+            return None
+    return spec
 
 
 def _raw_episodes(dataset_id: str, folder: Path, storage: MinariStorage, count: int) -> Iterator[dict[str, Any]]:
     """Episodes as Minari stores them, in the order of their ids (h5py lists groups alphabetically: 0, 1, 10, ...)."""
     is_hdf5 = storage.metadata["data_format"] == "hdf5"
-    reader = _hdf5_episodes(folder / "main_data.hdf5", storage, count) if is_hdf5 else _arrow_episodes(storage, count)
+    episodes = _hdf5_episodes if is_hdf5 else _arrow_episodes
+    reader = episodes(folder / "main_data.hdf5" if is_hdf5 else folder, storage, count)
     k = 0
     try:
         for k, episode in enumerate(reader, start=1):  # noqa: B007
@@ -213,11 +283,50 @@ def _raw_episodes(dataset_id: str, folder: Path, storage: MinariStorage, count: 
         raise DatasetError(f"{dataset_id}: {source} is damaged or incomplete at episode {k}: {error}") from error
 
 
-def _arrow_episodes(storage: MinariStorage, count: int) -> Iterator[dict[str, Any]]:
-    found = sum(path.is_dir() and path.name[0] not in "._" for path in storage.data_path.iterdir())
+def _arrow_episodes(folder: Path, storage: MinariStorage, count: int) -> Iterator[dict[str, Any]]:
+    # Minari pairs episodes with record batches one to one, which fails beyond a batch, and decodes infos and text.
+    found = sum(path.is_dir() and path.name[0] not in "._" for path in folder.iterdir())
     if found != count:
         raise ValueError(f"it has {found} episodes, metadata.json says {count} total_episodes")
-    yield from storage.get_episodes(range(count))
+    for k in range(count):
+        parts = pads.dataset(folder / str(k), format=storage.FORMAT, ignore_prefixes=["_", ".", "metadata.json"])
+        if not parts.files:
+            continue  # the number of steps will not be what metadata.json says
+        table = parts.to_table(columns=[*_FIELDS, "observations"])
+        column = {name: _one_array(table[name]) for name in table.column_names}
+        if len(table) > _BLOCK:
+            warnings.warn(
+                f"{folder}: episode {k} has {len(table)} rows; Minari's writer does not keep the order of blocks of "
+                f"{_BLOCK} rows in arrow and parquet files (measured with 0.5.4): its steps may be shuffled",
+                stacklevel=2,
+            )
+        # T+1 rows in every column: beside the last observation stands padding.
+        episode: dict[str, Any] = {name: column[name].to_numpy(zero_copy_only=False)[:-1] for name in _FIELDS[:3]}
+        episode["actions"] = _arrow_space(column["actions"][:-1], storage.action_space)
+        episode["observations"] = _arrow_space(column["observations"], storage.observation_space)
+        yield episode
+
+
+def _one_array(chunks: pa.ChunkedArray) -> pa.Array:
+    return chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks)
+
+
+def _arrow_space(column: pa.Array, space: gym.Space) -> Any:
+    """An array, a dict or a tuple of them, as the space says; None in the place of text."""
+    if isinstance(space, gym.spaces.Text):
+        return None
+    if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
+        if len(space.spaces) == 0:
+            return {}
+        named = isinstance(space, gym.spaces.Dict)
+        items = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
+        parts = {key: _arrow_space(column.field(str(key)), part) for key, part in items}
+        return parts if named else tuple(parts.values())
+    if column.null_count:
+        raise ValueError(f"a column for {space} has {column.null_count} empty entries")
+    if pa.types.is_fixed_size_list(column.type):
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), *(space.shape or ()))
+    return column.to_numpy(zero_copy_only=False)
 
 
 def _hdf5_episodes(file: Path, storage: MinariStorage, count: int) -> Iterator[dict[str, Any]]:
@@ -227,14 +336,15 @@ def _hdf5_episodes(file: Path, storage: MinariStorage, count: int) -> Iterator[d
             raise ValueError(f"it has {len(h5)} episodes, metadata.json says {count} total_episodes")
         for k in range(count):
             group = h5g.open(h5.id, f"episode_{k}".encode())
-            names = ("rewards", "terminations", "truncations", "actions")
-            episode: dict[str, Any] = {name: _read_array(group, name) for name in names}
+            episode: dict[str, Any] = {name: _read_array(group, name) for name in _FIELDS}
             episode["observations"] = _read_space(group, "observations", storage.observation_space)
             yield episode
 
 
 def _read_space(group: h5g.GroupID, name: str, space: gym.Space) -> Any:
-    """An array, a dict or a tuple of them, as the space says."""
+    """An array, a dict or a tuple of them, as the space says; None in the place of text."""
+    if isinstance(space, gym.spaces.Text):
+        return None
     if isinstance(space, gym.spaces.Dict):
         inner = h5g.open(group, name.encode())
         return {key: _read_space(inner, key, part) for key, part in space.spaces.items()}
@@ -319,12 +429,20 @@ def download(dataset_id: str) -> None:
         with _scratch(dataset_id) as scratch:
             with _root_at(scratch):
                 minari.download_dataset(dataset_id)
+            _check_arrival(dataset_id, scratch / dataset_id / "data")
             _publish(scratch / dataset_id, dataset_id)
     except Exception as error:  # the hub clients raise many kinds
         raise DatasetError(
             f"{dataset_id}: not in {path_of('')} and the Minari hub did not give it ({type(error).__name__}: {error}). "
             f"On a machine with a network run `minari download {dataset_id}` and copy the folder there."
         ) from error
+
+
+def _check_arrival(dataset_id: str, folder: Path) -> None:
+    """Raise unless a fetched folder opens, holds as many episodes as it says, and gives the first of them."""
+    if (folder / "metadata.json").is_file():
+        storage, metadata = _open(dataset_id, folder)
+        next(_raw_episodes(dataset_id, folder, storage, metadata["total_episodes"]))
 
 
 def _slug(dataset_id: str) -> str:

@@ -3,8 +3,23 @@
 Importing this package registers Gymnasium-Robotics and the ``hoard/*`` ids with Gymnasium.
 """
 
+from hoard.envs import _robotics, d4rl  # noqa: F401  registrations; Gymnasium-Robotics first, without its notice
+from hoard.envs.batch import Batch, make_batch
+from hoard.envs.comblock import CombLock
 from hoard.envs.flatten import FlattenFloat32, flatten_obs, flatten_space
 from hoard.envs.make import make_env
 from hoard.envs.mazes import HiddenGoalMaze
+from hoard.envs.tabular import FiniteMDP, TabularEnv
 
-__all__ = ["FlattenFloat32", "HiddenGoalMaze", "flatten_obs", "flatten_space", "make_env"]
+__all__ = [
+    "Batch",
+    "CombLock",
+    "FiniteMDP",
+    "FlattenFloat32",
+    "HiddenGoalMaze",
+    "TabularEnv",
+    "flatten_obs",
+    "flatten_space",
+    "make_batch",
+    "make_env",
+]

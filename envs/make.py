@@ -8,22 +8,9 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 
+from hoard.envs._robotics import ADROIT_NOTICE
 from hoard.envs.flatten import FlattenFloat32
 
-try:
-    from farama_notifications import notifications
-except ImportError:  # an optional dependency of Gymnasium-Robotics
-    notifications = {}
-
-# Importing Gymnasium-Robotics prints its notice about the Adroit rewards to stderr, whatever is going to be used.
-# It is set aside during that import, and shown by `make_env` to those whom it concerns.
-_notices = notifications.pop("gymnasium_robotics", {})
-import gymnasium_robotics  # noqa: E402
-
-notifications["gymnasium_robotics"] = _notices
-gym.register_envs(gymnasium_robotics)
-
-ADROIT_NOTICE = _notices.get(gymnasium_robotics.__version__)
 _ADROIT_AFFECTED = re.compile(r"AdroitHand(Door|Hammer|Relocate)-v1")
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point. Exit status: 0 fine, 1 some cells failed, 2 bad input, 130 stopped."""
+    """Entry point. Exit status: 0 fine, 1 some cells or checks failed, 2 bad input, 130 stopped."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-"):
         sys.exit(_train(argv[1], argv[2:]))  # everything behind the name is the algorithm file's own command line
@@ -37,11 +36,27 @@ def main(argv: list[str] | None = None) -> None:
     )
     for command in (bench, report):
         command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
-    data = commands.add_parser("data", help="list, make or describe datasets", allow_abbrev=False)
+    data = commands.add_parser("data", help="list, make, describe or check datasets", allow_abbrev=False)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="ids that can be had, and which are on this disk")
-    for name, text in (("make", "generate or fetch"), ("info", "sizes, returns, spaces, references, hash")):
-        actions.add_parser(name, help=text, allow_abbrev=False).add_argument("id", nargs="+")
+    listing = actions.add_parser("list", help="ids that can be had, and which are on this disk", allow_abbrev=False)
+    ids = {
+        name: actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        for name, text in (
+            ("make", "generate or fetch"),
+            ("info", "data card: sizes, returns, quality, coverage, spaces, references, hash"),
+            ("check", "validate from the files to a replay in the environment; exit status 1 if anything failed"),
+        )
+    }
+    for command in ids.values():
+        command.add_argument("id", nargs="+")
+    info, check = ids["info"], ids["check"]
+    for command in (listing, info, check):
+        command.add_argument("--json", action="store_true", help="for machines: one JSON object per line and dataset")
+    info.add_argument("--figure", type=Path, metavar="FILE", help="draw the card of one dataset (.png, .pdf or .svg)")
+    info.add_argument("--reference", metavar="ID", help="dataset to which state-action coverage is relative (SACo)")
+    info.add_argument("--bins", type=int, default=10, help="cells per column for counting coverage (default: 10)")
+    check.add_argument("--sample", type=int, default=200, help="steps to replay in the environment (default: 200)")
+    check.add_argument("--seed", type=int, default=0, help="seed that chooses them (default: 0)")
     train = commands.add_parser("train", help="one run: hoard train ALGO [its options]")
     train.add_argument("algo")
     commands.add_parser("suites", help="list suites and algorithms")
@@ -116,48 +131,92 @@ def _show(folder: Path) -> None:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from rich.console import Console
+    return {"list": _data_list, "make": _data_make, "info": _data_info, "check": _data_check}[args.action](args)
 
+
+def _data_list(args: argparse.Namespace) -> int:
     from hoard import datasets
-    from hoard.datasets import minari_store
-    from hoard.runners.progress import generation_bar
 
-    if args.action == "list":
-        for dataset_id in datasets.known_ids():
-            here = not dataset_id.startswith("d4rl:") and minari_store.is_stored(dataset_id)
-            print(f"{dataset_id:40}{'on disk' if here else ''}".rstrip())
-        return 0
-    console = Console()
-    for dataset_id in args.id:
-        with generation_bar(console, dataset_id) as progress:
-            made = datasets.ensure(dataset_id, progress)
-        if args.action == "make":
-            print(f"{dataset_id}: {'made' if made else 'already on disk'}")
+    for dataset_id in datasets.known_ids():
+        here = datasets.is_at_hand(dataset_id)
+        if args.json:
+            print(json.dumps({"id": dataset_id, "on_disk": here}))
         else:
-            print(describe(datasets.load(dataset_id)))
+            print(f"{dataset_id:40}{'on disk' if here else ''}".rstrip())
     return 0
 
 
-def describe(data: Any) -> str:
-    """A dataset in a few lines of text."""
-    returns, lengths = data.returns, data.lengths
-    low, median, high = np.percentile(returns, [0, 50, 100])
-    env = f"{data.env_spec.id}, {data.env_spec.max_episode_steps} steps" if data.env_spec else "unknown"
-    refs = f"{data.ref_min:.2f} .. {data.ref_max:.2f}" if data.ref_min is not None else "none"
-    lines = {
-        "transitions": f"{len(data):,} in {data.num_episodes:,} episodes",
-        "lengths": f"{lengths.min()} .. {lengths.max()}, mean {lengths.mean():.1f}",
-        "returns": f"{low:.2f} .. {high:.2f}, median {median:.2f}, mean {returns.mean():.2f}",
-        "score of the mean": f"{float(data.normalized_score(returns.mean())):.1f}" if data.ref_min is not None else "-",
-        "ends": f"{int(data.terminated.sum()):,} terminated, {int(data.truncated.sum()):,} truncated",
-        "observation": f"{data.obs_dim} numbers",
-        "action": f"{data.action_dim} numbers in [{data.action_space.low.min():g}, {data.action_space.high.max():g}]",
-        "evaluation": env,
-        "reference returns": f"{refs} (random .. expert)",
-        "sha256": data.content_hash,
-        "read from": data.source,
-    }
-    return "\n".join([data.id, *(f"  {name:18} {text}" for name, text in lines.items())])
+def _data_make(args: argparse.Namespace) -> int:
+    for dataset_id in args.id:
+        made = _ensure(dataset_id)
+        print(f"{dataset_id}: {'made' if made else 'at hand'}")
+    return 0
+
+
+def _data_info(args: argparse.Namespace) -> int:
+    from hoard import datasets
+    from hoard.datasets import card
+    from hoard.runners.files import write_atomic
+    from hoard.runners.main import BadInput
+
+    kind = ""
+    if args.figure:
+        kind = args.figure.suffix.lower().removeprefix(".")
+        if len(args.id) > 1:
+            raise BadInput("--figure draws one dataset: give one id")
+        if kind not in ("png", "pdf", "svg"):
+            raise BadInput(f"--figure {args.figure}: the name must end in .png, .pdf or .svg")
+        if not args.figure.parent.is_dir():
+            raise BadInput(f"--figure {args.figure}: there is no folder {args.figure.parent}")
+    reference = None
+    if args.reference:
+        _ensure(args.reference)
+        reference = datasets.load(args.reference)
+    for number, dataset_id in enumerate(args.id):
+        _ensure(dataset_id)
+        data = datasets.load(dataset_id)
+        content = card.describe(data, datasets.metadata_of(dataset_id), reference, args.bins)
+        print(json.dumps(content, sort_keys=True) if args.json else "\n" * bool(number) + card.as_text(content))
+        if args.figure:
+            drawn = card.figure(data, content)
+            try:
+                write_atomic(args.figure, lambda scratch: drawn.savefig(scratch, format=kind, dpi=130))  # noqa: B023
+            except OSError as error:
+                raise BadInput(f"--figure {args.figure}: {error}") from error
+    return 0
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    from hoard.datasets.check import check
+    from hoard.runners.main import BadInput
+
+    if args.sample < 1 or args.seed < 0:
+        raise BadInput("--sample must be at least 1 and --seed at least 0")
+    failed = 0
+    for dataset_id in args.id:
+        _ensure(dataset_id)
+        findings = check(dataset_id, args.sample, args.seed)
+        counts = {status: sum(f.status == status for f in findings) for status in ("ok", "failed", "skipped")}
+        failed += counts["failed"]
+        if args.json:
+            print(json.dumps({"id": dataset_id, **counts, "findings": [vars(f) for f in findings]}, sort_keys=True))
+            continue
+        print(dataset_id)
+        for finding in findings:
+            print(f"  {finding.status:8} {finding.name:14} {finding.text}")
+        print("  " + ", ".join(f"{count} {status}" for status, count in counts.items()), flush=True)
+    return 1 if failed else 0
+
+
+def _ensure(dataset_id: str) -> bool:
+    """Generate or fetch what is not here, with a progress bar on stderr: stdout belongs to the result."""
+    from rich.console import Console
+
+    from hoard import datasets
+    from hoard.runners.progress import generation_bar
+
+    with generation_bar(Console(stderr=True), dataset_id) as progress:
+        return datasets.ensure(dataset_id, progress)
 
 
 def _train(algo: str, args: list[str]) -> int:

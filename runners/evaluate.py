@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
 from hoard.datasets import Dataset, DatasetError
+from hoard.datasets.discrete import require_box_actions
 from hoard.envs import make_env
 
 # Reset seeds with the top bit set are for evaluation, those without for training and for making datasets.
@@ -61,10 +63,14 @@ class Evaluator:
     """
 
     def __init__(self, dataset: Dataset, device: torch.device | str = "cpu") -> None:
+        require_box_actions(dataset)
         if dataset.env_spec is None:
             raise DatasetError(f"{dataset.id}: no evaluation environment is known for this dataset")
         self.dataset, self.device, self.spec = dataset, torch.device(device), dataset.env_spec
-        self.envs = [make_env(self.spec)]
+        try:
+            self.envs = [make_env(self.spec)]
+        except (TypeError, ValueError, ImportError, gym.error.Error) as error:
+            raise DatasetError(f"{dataset.id}: environment {self.spec.id} cannot be made: {error}") from error
         self._check_spaces()
         assert self.spec.max_episode_steps is not None  # make_env refuses environments without a time limit
         self.max_steps = self.spec.max_episode_steps

@@ -1,4 +1,4 @@
-"""Progress of making a dataset."""
+"""Progress of making or fetching a dataset."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hoard.datasets import progress_unit
 
 
 class generation_bar:
@@ -22,16 +24,16 @@ class generation_bar:
 
     def _advance(self, done: int, total: int) -> None:
         if self.task is None:
+            unit = progress_unit(self.dataset_id)
+            verb = "fetching" if unit == "bytes" else "making"
             self.bar = Progress(
-                TextColumn("making {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
+                TextColumn(f"{verb} {{task.description}}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                 TimeElapsedColumn(), console=self.console, disable=not self.console.is_terminal,
             )  # fmt: skip
             self.bar.start()
             self.task = self.bar.add_task(self.dataset_id, total=total)
             if not self.console.is_terminal:
-                self.console.print(
-                    f"making {self.dataset_id}: {total:,} environment steps", highlight=False, soft_wrap=True
-                )
+                self.console.print(f"{verb} {self.dataset_id}: {total:,} {unit}", highlight=False, soft_wrap=True)
         assert self.bar
         self.bar.update(self.task, completed=done, total=total)
 

@@ -5,6 +5,8 @@
 ``hoard/maze2d/{umaze,medium}[-<N>k]-v0``     the same walks, the goal hidden, rewards for one fixed goal
 ``hoard/pointmaze/stitch-v0``                 MBRCSL's point maze: the best path is in no trajectory
 ``hoard/pendulum/mixed-v0``                   Pendulum-v1 from four skill levels
+``hoard/comblock/h{5,10,15}-v0``              HNPG's combination lock, epsilon-greedy episodes
+``hoard/{gridworld,doublechain}/expert-v0``   finite MDPs of demonstration-regularised RL, soft expert, one-hot
 ===========================================  ==============================================================
 
 A recipe is deterministic: the same id gives the same arrays, bit for bit, under the same package versions. Reset
@@ -13,13 +15,20 @@ seeds are below 2**31. Nothing is written to disk here.
 
 import difflib
 import re
+from collections.abc import Callable
+from functools import partial
 
-from hoard.datasets.recipes import maze2d, pendulum, pointmaze, stitch
+from hoard.datasets.recipes import comblock, maze2d, pendulum, pointmaze, stitch, tabular
 from hoard.datasets.recipes._common import Progress, Recording
 
-__all__ = ["Progress", "Recording", "generate", "is_known", "known_ids"]
+__all__ = ["Progress", "Recording", "generate", "is_in_memory", "is_known", "known_ids"]
 
-_FIXED = {"hoard/pointmaze/stitch-v0": stitch.record, "hoard/pendulum/mixed-v0": pendulum.record}
+_FIXED: dict[str, Callable[..., Recording]] = {
+    "hoard/pointmaze/stitch-v0": stitch.record,
+    "hoard/pendulum/mixed-v0": pendulum.record,
+}
+_FIXED |= {f"hoard/comblock/h{horizon}-v0": partial(comblock.record, horizon) for horizon in comblock.HORIZONS}
+_FIXED |= {f"hoard/{problem}/expert-v0": partial(tabular.record, problem) for problem in tabular.ENV_IDS}
 _WALKS = {"pointmaze": pointmaze.record, "maze2d": maze2d.record}
 _WALK_ID = re.compile(r"hoard/(?P<family>pointmaze|maze2d)/(?P<maze>umaze|medium)(-(?P<thousands>[1-9]\d*)k)?-v0")
 
@@ -33,6 +42,11 @@ def known_ids() -> list[str]:
 def is_known(dataset_id: str) -> bool:
     """Whether `generate` takes this id, lengths such as ``hoard/pointmaze/umaze-1000k-v0`` included."""
     return dataset_id in _FIXED or _WALK_ID.fullmatch(dataset_id) is not None
+
+
+def is_in_memory(dataset_id: str) -> bool:
+    """Whether a set is generated at each load: sooner done than read (50,000 episodes: 1 s against 15 s and 0.9 GB)."""
+    return dataset_id in _FIXED and dataset_id.startswith("hoard/comblock/")
 
 
 def generate(dataset_id: str, progress: Progress | None = None) -> Recording:

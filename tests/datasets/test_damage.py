@@ -269,24 +269,14 @@ def test_files_of_the_other_formats(data_format):
 
 def in_spaces(space, actions, act):
     rng = np.random.default_rng(0)
-    obs = observations(space, 3, rng) if not isinstance(space, spaces.Discrete) else np.array([0, 1, 0])
+    obs = observations(space, 3, rng)
     end = np.array([False, True])
     return store(ID, [EpisodeBuffer(0, None, None, obs, act, np.zeros(2), end, end, {})], space, actions)
-
-
-def test_a_discrete_action_space():
-    folder = in_spaces(SPACES["box"], spaces.Discrete(3), np.array([0, 2]))
-    refuses(folder, r"action space Discrete\(3\) .*only a flat Box")
 
 
 def test_an_action_space_of_two_dimensions():
     folder = in_spaces(SPACES["box"], spaces.Box(-1.0, 1.0, (1, 2)), np.zeros((2, 1, 2), np.float32))
     refuses(folder, r"action space Box\(.*\(1, 2\).*only a flat Box")
-
-
-def test_a_discrete_observation_space():
-    folder = in_spaces(spaces.Discrete(2), spaces.Box(-1.0, 1.0, (1,)), np.zeros((2, 1), np.float32))
-    refuses(folder, r"observation space Discrete\(2\) .*not supported")
 
 
 def test_an_observation_space_without_numbers(folder):

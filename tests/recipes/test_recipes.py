@@ -162,6 +162,11 @@ def test_ids():
         "hoard/maze2d/umaze-v0",
         "hoard/maze2d/medium-v0",
         "hoard/pendulum/mixed-v0",
+        "hoard/comblock/h5-v0",
+        "hoard/comblock/h10-v0",
+        "hoard/comblock/h15-v0",
+        "hoard/gridworld/expert-v0",
+        "hoard/doublechain/expert-v0",
     }
     assert all(map(recipes.is_known, ids))
     assert recipes.is_known("hoard/pointmaze/umaze-1000k-v0")

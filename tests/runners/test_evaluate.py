@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from hoard import datasets
+from hoard.datasets.discrete import OneHot
 from hoard.envs import make_env
 from hoard.runners.evaluate import Evaluator, evaluation_seed, training_seed
 
@@ -102,3 +105,17 @@ def test_seeds_of_evaluation_and_training_never_meet():
     training = {training_seed(s, k) for s in range(5) for k in range(100)}
     assert len(evaluation) == len(training) == 500
     assert min(evaluation) >= 2**31 > max(training)
+
+
+def test_discrete_actions_are_refused_with_the_dataset_named(tiny):
+    space = OneHot(gym.spaces.Discrete(1))  # as wide as the torque it replaces
+    data = dataclasses.replace(datasets.load(tiny), action_space=space)
+    with pytest.raises(datasets.DatasetError, match=r"pendulum-v0: its action space is Discrete\(1\).* need a Box"):
+        Evaluator(data)
+
+
+def test_an_environment_that_cannot_be_made_is_named(tiny):
+    spec = gym.envs.registration.EnvSpec("NoSuch-v3", entry_point="no.such.module:Env", max_episode_steps=5)
+    data = dataclasses.replace(datasets.load(tiny), env_spec=spec)
+    with pytest.raises(datasets.DatasetError, match=r"test/pendulum-v0: environment NoSuch-v3 cannot be made"):
+        Evaluator(data)
