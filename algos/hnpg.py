@@ -1,0 +1,570 @@
+"""HNPG: hybrid natural policy gradient (Zhou, Sekhari, Song, Sun, ICLR 2024, arXiv 2311.08384).
+
+On-policy learning whose critic and Fisher matrix see offline data too. Each round rolls out whole episodes, fits Q of
+the present policy by two regressions at once (online pairs on Monte-Carlo returns, without bootstrap; offline pairs on
+r + Q(s', a'), a' from the policy), and takes one trust-region step on online and offline states together. There is no
+offline phase. `--hybrid false` drops every use of the data: TRPO, the baseline.
+
+The default is the authors' released algorithm (YifeiZhou02/HNPG); the preset `paper` follows the text:
+
+    what                                  released (default)            paper
+    action of the offline advantage       a fresh sample of the policy  the dataset's (Eq. 48)
+    KL tested again in the line search    no                            yes (Eq. 50)
+
+Two forms. With `per_step` there is a policy and a critic for each time step h of a finite horizon, no bootstrap after
+the last step, and the critics are fitted from the last step to the first, each on the one just fitted: the form of the
+paper's experiments. Otherwise one policy and one critic serve all steps, discounted: targets come from the critic as
+it was before the sweep, returns and advantages of episodes cut by a time limit are continued by it. This second form,
+meant for long episodes, is ours. `auto` takes the first where all episodes of the data are as long as the time limit
+and that is <= 64.
+
+Deviations from the released code: the networks of all steps are stacked and stepped together (the same numbers but for
+rounding and random draws; conjugate gradient freezes rows that have converged); critics see actions clipped to the
+action space, as the environment does; `online_weight` (lambda) weighs the online half of the Fisher matrix and the
+surrogate as well as the critic's, as in Alg. 3; nothing is averaged over critics. As there, observations, actions and
+rewards are not normalised and everything is float64. The last round may go beyond `online_steps`: episodes are never
+cut.
+
+Run: `python algos/hnpg.py --dataset hoard/comblock/h10-v0 --seed 0`. Shared with every algorithm: hoard.datasets (data,
+replay), hoard.envs (batched environments), hoard.runners (evaluation, records, checkpoints, resume).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hoard.datasets import ReplayBuffer
+from hoard.envs import Batch, make_batch
+from hoard.runners import History, Policy, Run, main
+from hoard.runners.evaluate import training_seed
+
+
+@dataclass
+class Config:
+    """HNPG, hybrid; TRPO with `--hybrid false`. Defaults follow the authors' released code."""
+
+    # --- experiment ---
+    dataset: str = "hoard/comblock/h5-v0"  # dataset id: hoard/..., a Minari id, or d4rl:NAME
+    seed: int = 0  # seed of everything random in this run
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
+    threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    updates: int = 0  # gradient updates before going online: there are none, anything but 0 is refused
+    online_steps: int = 1_500_000  # environment steps
+    log_every: int = 1000  # environment steps per row of training metrics
+    eval_every: int = 10_000  # environment steps between evaluations
+    eval_episodes: int = 30  # episodes of each evaluation on the way
+    final_eval_episodes: int = 100  # episodes of the last one, which is the score
+    checkpoint_every: int = 10_000  # environment steps between checkpoints
+    eval_actions: Literal["sample", "mean"] = "sample"  # actions of the evaluated policy
+    # --- form ---
+    hybrid: bool = True  # false: TRPO, which never reads the data
+    per_step: Literal["auto", "yes", "no"] = "auto"  # networks for each time step, see above
+    discount: float | None = None  # gamma; None is 1 with networks per step, 0.99 without
+    batch_steps: int = 1000  # environment steps of a round, rounded up to whole episodes
+    online_weight: float = 1.0  # lambda: weight of online against offline terms
+    reward_scale: float = 1.0  # rewards are multiplied by it before learning
+    # --- critic ---
+    critic_hidden: tuple[int, ...] = (64, 64)  # widths of its hidden layers
+    critic_lr: float = 3e-4  # step size of Adam, which starts anew in every fit
+    critic_steps: int = 30  # full-batch steps of a fit
+    critic_sweeps: int = 1  # fits of every critic in a round
+    value_samples: int = 10  # V(s) is the mean of Q over so many actions of the policy
+    # --- policy ---
+    policy_hidden: tuple[int, ...] = (16, 16)  # widths of its hidden layers
+    gae_lambda: float = 0.97  # of the online advantages (the paper's tau)
+    offline_adv_action: Literal["policy", "dataset"] = "policy"  # action whose advantage offline states contribute
+    max_kl: float = 0.01  # size of the trust region
+    damping: float = 0.1  # added to the Fisher matrix's diagonal
+    cg_steps: int = 10  # conjugate gradient iterations
+    cg_tolerance: float = 1e-10  # squared residual at which a row stops
+    ls_steps: int = 10  # halvings of the line search
+    ls_accept: float = 0.1  # least ratio of actual to expected improvement
+    ls_kl_check: bool = False  # also require KL <= max_kl of a step that is accepted
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "released": {},
+    "paper": {"offline_adv_action": "dataset", "ls_kl_check": True},
+    "trpo": {"hybrid": False},
+}
+
+
+# --- networks: G of a kind, stacked; x is (G, B, inputs) ---
+
+
+class Stack(nn.Module):
+    """G tanh networks of the same sizes. The last layer starts with a tenth of its weights and no bias."""
+
+    def __init__(self, groups: int, sizes: list[int], generator: torch.Generator) -> None:
+        super().__init__()
+        new = lambda *shape: torch.empty(shape, dtype=torch.float64, device=generator.device)  # noqa: E731
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for inputs, outputs in pairwise(sizes):
+            bound = 1 / math.sqrt(inputs)  # torch's default of a linear layer
+            self.weights.append(nn.init.uniform_(new(groups, inputs, outputs), -bound, bound, generator=generator))
+            self.biases.append(nn.init.uniform_(new(groups, 1, outputs), -bound, bound, generator=generator))
+        with torch.no_grad():
+            self.weights[-1].mul_(0.1)
+            self.biases[-1].zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mlp(list(self.weights), list(self.biases), x)
+
+    def at(self, group: int, x: Tensor) -> Tensor:
+        """Network `group` alone: (B, inputs) -> (B, outputs)."""
+        return mlp([w[group] for w in self.weights], [b[group] for b in self.biases], x)
+
+
+def mlp(weights: list[Tensor], biases: list[Tensor], x: Tensor) -> Tensor:
+    for weight, bias in zip(weights[:-1], biases[:-1]):
+        x = torch.tanh(x @ weight + bias)
+    return x @ weights[-1] + biases[-1]
+
+
+class GaussianPolicy(nn.Module):
+    """Diagonal Gaussians in environment units, not squashed; log-std parameters of their own, 0 at the start."""
+
+    def __init__(self, groups: int, sizes: list[int], generator: torch.Generator) -> None:
+        super().__init__()
+        self.mean = Stack(groups, sizes, generator)
+        self.log_std = nn.Parameter(self.mean.weights[0].new_zeros(groups, 1, sizes[-1]))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """(G, B, obs_dim) -> mean (G, B, action_dim), log-std (G, 1, action_dim)."""
+        return self.mean(obs), self.log_std
+
+    @torch.no_grad()
+    def sample(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        return normal(self.mean(obs), self.log_std, generator)
+
+    @torch.no_grad()
+    def sample_at(self, group: int, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """Of group `group` alone: (B, obs_dim) -> (B, action_dim)."""
+        return normal(self.mean.at(group, obs), self.log_std[group], generator)
+
+
+def normal(mean: Tensor, log_std: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+    return mean + log_std.exp() * noise
+
+
+class Critic(nn.Module):
+    """Q of (obs, action); actions are clipped to the action space, as what the environment does depends on."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, groups: int, sizes: list[int], low: Tensor, high: Tensor, generator: torch.Generator) -> None:
+        super().__init__()
+        self.net = Stack(groups, sizes, generator)
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    def inputs(self, obs: Tensor, action: Tensor) -> Tensor:
+        return torch.cat([obs, action.clamp(self.low, self.high)], dim=-1)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """(G, B, ...) -> (G, B)."""
+        return self.net(self.inputs(obs, action)).squeeze(-1)
+
+    def at(self, group: int, obs: Tensor, action: Tensor) -> Tensor:
+        """Of group `group` alone: (B, ...) -> (B,)."""
+        return self.net.at(group, self.inputs(obs, action)).squeeze(-1)
+
+
+# --- critic ---
+
+
+def critic_loss(q: Tensor, online_target: Tensor, offline_target: Tensor | None, online_weight: float) -> Tensor:
+    """online_weight * mean square on the online rows, which come first in `q`, + mean square on the offline ones."""
+    n = len(online_target)
+    loss = online_weight * (q[:n] - online_target).square().mean()
+    return loss if offline_target is None else loss + (q[n:] - offline_target).square().mean()
+
+
+def fit(critic: Critic, group: int, inputs: Tensor, online: Tensor, offline: Tensor | None, cfg: Config) -> Tensor:
+    """Full-batch Adam, newly started, on one group's critic; its last loss, detached. `inputs` (B, obs + action)."""
+    own = [p[group].detach().clone().requires_grad_() for p in (*critic.net.weights, *critic.net.biases)]
+    weights, biases = own[: len(own) // 2], own[len(own) // 2 :]
+    adam = torch.optim.Adam(own, lr=cfg.critic_lr, fused=True)
+    for _ in range(cfg.critic_steps):
+        loss = critic_loss(mlp(weights, biases, inputs).squeeze(-1), online, offline, cfg.online_weight)
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        adam.step()
+    with torch.no_grad():
+        for whole, part in zip((*critic.net.weights, *critic.net.biases), own):
+            whole[group] = part
+    return loss.detach()
+
+
+def fit_critics(
+    critic: Critic,
+    policy: GaussianPolicy,
+    online: dict[str, Tensor],
+    offline: dict[str, Tensor] | None,
+    cfg: Config,
+    per_step: bool,
+    discount: float,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """One sweep over the critics, from the last step to the first; targets from the critic of the following step.
+
+    `online` has obs, action, target (G, B, ...), `offline` obs, action, reward, next_obs, terminated (G, B, ...).
+    Without `per_step` there is one group, and the following step has its critic, as it was before the sweep.
+    """
+    groups = len(online["obs"])
+    losses = []
+    for g in reversed(range(groups)):
+        inputs = critic.inputs(online["obs"][g], online["action"][g])
+        target = None
+        if offline is not None:
+            target = offline["reward"][g]
+            following = g + 1 if per_step else 0
+            if following < groups:
+                next_obs = offline["next_obs"][g]
+                with torch.no_grad():
+                    q = critic.at(following, next_obs, policy.sample_at(following, next_obs, generator))
+                target = target + discount * (1 - offline["terminated"][g]) * q
+            inputs = torch.cat([inputs, critic.inputs(offline["obs"][g], offline["action"][g])])
+        losses.append(fit(critic, g, inputs, online["target"][g], target, cfg))
+    return {"losses/critic": torch.stack(losses).mean()}
+
+
+@torch.no_grad()
+def state_value(
+    critic: Critic, policy: GaussianPolicy, obs: Tensor, samples: int, generator: torch.Generator
+) -> Tensor:
+    """Mean Q over actions of the policy: (G, B, obs_dim) -> (G, B)."""
+    groups, n, _ = obs.shape
+    mean, log_std = policy(obs)
+    action = normal(mean[:, None].expand(-1, samples, -1, -1), log_std[:, None], generator)
+    repeated = obs[:, None].expand(-1, samples, -1, -1)
+    q = critic(repeated.reshape(groups, samples * n, -1), action.reshape(groups, samples * n, -1))
+    return q.reshape(groups, samples, n).mean(dim=1)
+
+
+def returns_to_go(reward: Tensor, alive: Tensor, bootstrap: Tensor, discount: float) -> Tensor:
+    """(T, n), steps of n episodes (`alive` is 1 on real steps), each continued by `bootstrap` (n,) after its end."""
+    out, following = torch.zeros_like(reward), bootstrap
+    for t in reversed(range(len(reward))):
+        following = torch.where(alive[t] > 0, reward[t] + discount * following, following)
+        out[t] = following * alive[t]
+    return out
+
+
+def gae(reward: Tensor, value: Tensor, alive: Tensor, bootstrap: Tensor, discount: float, decay: float) -> Tensor:
+    """Generalised advantage estimates (T, n); arguments as in `returns_to_go`, `value` (T, n), `decay` GAE's lambda."""
+    out, following, advantage = torch.zeros_like(reward), bootstrap, torch.zeros_like(bootstrap)
+    for t in reversed(range(len(reward))):
+        delta = reward[t] + discount * following - value[t]
+        advantage = torch.where(alive[t] > 0, delta + discount * decay * advantage, advantage)
+        following = torch.where(alive[t] > 0, value[t], following)
+        out[t] = advantage * alive[t]
+    return out
+
+
+# --- trust-region step; every quantity has a row for each of the G policies, which do not touch one another ---
+
+
+def log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    return -(0.5 * ((action - mean) / log_std.exp()).square() + log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+
+def mean_kl(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], weight: Tensor) -> Tensor:
+    """KL(old, new) of diagonal Gaussians (mean, log-std), weighted over the states by `weight` (B,): (G,)."""
+    (mean0, log0), (mean1, log1) = old, new
+    kl = log1 - log0 + ((2 * log0).exp() + (mean0 - mean1).square()) / (2 * (2 * log1).exp()) - 0.5
+    return kl.sum(dim=-1) @ weight
+
+
+def flat(tensors: Any) -> Tensor:
+    """Stacked parameters, (G, ...) each, as one (G, P)."""
+    return torch.cat([t.reshape(len(t), -1) for t in tensors], dim=1)
+
+
+@torch.no_grad()
+def assign(policy: GaussianPolicy, theta: Tensor) -> None:
+    """Put (G, P), as `flat` gives it, into the policy's parameters."""
+    start = 0
+    for p in policy.parameters():
+        size = p[0].numel()
+        p.copy_(theta[:, start : start + size].reshape(p.shape))
+        start += size
+
+
+def fisher(policy: GaussianPolicy, obs: Tensor, weight: Tensor, damping: float) -> Callable[[Tensor], Tensor]:
+    """v (G, P) -> (F + damping) v, F being the Fisher matrix of each policy averaged over its states by `weight`.
+
+    F is the Hessian of KL(present, theta) at the present parameters.
+    """
+    parameters = list(policy.parameters())
+    mean, log_std = policy(obs)
+    kl = mean_kl((mean.detach(), log_std.detach()), (mean, log_std), weight)
+    gradient = flat(torch.autograd.grad(kl.sum(), parameters, create_graph=True))
+
+    def product(v: Tensor) -> Tensor:
+        return flat(torch.autograd.grad((gradient * v).sum(), parameters, retain_graph=True)) + damping * v
+
+    return product
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float) -> Tensor:
+    """Solve product(x) = b row by row, (G, P). A row stops once its squared residual is at most `tolerance`."""
+    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
+    square = (residual * residual).sum(dim=1, keepdim=True)
+    for _ in range(steps):
+        active = square > tolerance
+        image = product(direction)
+        curvature = (direction * image).sum(dim=1, keepdim=True)
+        alpha = torch.where(active, square / torch.where(active, curvature, 1), 0)
+        x, residual = x + alpha * direction, residual - alpha * image
+        following = torch.where(active, (residual * residual).sum(dim=1, keepdim=True), square)
+        direction = torch.where(active, residual + following / torch.where(active, square, 1) * direction, direction)
+        square = following
+    return x
+
+
+def trust_region_step(
+    policy: GaussianPolicy, obs: Tensor, action: Tensor, advantage: Tensor, weight: Tensor, cfg: Config
+) -> dict[str, Tensor]:
+    """One natural-gradient step with line search: (G, B, ...), states weighted by `weight` (B,), which sums to 1.
+
+    The surrogate is the weighted mean of advantage * pi / pi_old. The step has 0.5 x'(F + damping)x = max_kl; a policy
+    for which no shortened step improves enough stays as it is.
+    """
+    with torch.no_grad():
+        mean, log_std = policy(obs)
+        before = mean, log_std.clone()  # the parameters change in place
+        old_log_prob = log_prob(mean, log_std, action)
+
+    def surrogate() -> tuple[Tensor, Tensor]:
+        mean, log_std = policy(obs)
+        ratio = (log_prob(mean, log_std, action) - old_log_prob).exp()
+        return (advantage * ratio) @ weight, mean_kl(before, (mean, log_std), weight)
+
+    start, _ = surrogate()
+    gradient = flat(torch.autograd.grad(start.sum(), list(policy.parameters())))
+    product = fisher(policy, obs, weight, cfg.damping)
+    direction = conjugate_gradient(product, gradient, cfg.cg_steps, cfg.cg_tolerance)
+    length = 0.5 * (direction * product(direction)).sum(dim=1, keepdim=True)
+    step = torch.where(length > 0, direction * torch.sqrt(cfg.max_kl / length.clamp(min=1e-300)), 0)
+    expected = (gradient * step).sum(dim=1)
+
+    with torch.no_grad():
+        start = start.detach()
+        theta = chosen = flat(policy.parameters()).clone()
+        accepted = torch.zeros_like(expected, dtype=torch.bool)
+        for k in range(cfg.ls_steps):
+            fraction = 0.5**k
+            trial = theta + fraction * step
+            assign(policy, trial)
+            value, kl = surrogate()
+            gain = value - start
+            good = (gain > 0) & (gain > cfg.ls_accept * fraction * expected) & ~accepted
+            if cfg.ls_kl_check:
+                good &= kl <= cfg.max_kl
+            chosen = torch.where(good[:, None], trial, chosen)
+            accepted |= good
+        assign(policy, chosen)
+        value, kl = surrogate()
+    return {
+        "policy/kl": kl.mean(),
+        "policy/gain": (value - start).mean(),
+        "policy/accepted": accepted.double().mean(),
+        "policy/std": policy.log_std.detach().exp().mean(),
+    }
+
+
+# --- rollouts: n whole episodes, padded to the longest: obs, action (T, n, ...), reward, alive (T, n) with alive 1 on
+# --- real steps and 0 on padding, last_obs (n, obs_dim), terminated (n,)
+
+
+def rollout_batch(
+    batch: Batch, policy: GaussianPolicy, run: Run, low: np.ndarray, high: np.ndarray
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All episodes at once; also metrics: mean return, and the share of episodes that succeeded."""
+    groups = len(policy.log_std)
+    seen: list[Tensor] = []
+    acted, paid, ended = [], [], False
+    new = lambda array: torch.as_tensor(array, dtype=torch.float64, device=run.device)  # noqa: E731
+    obs, success = new(batch.reset(training_seed(run.cfg.seed, run.env_step // batch.horizon))), None
+    while not ended:
+        action = policy.sample_at(len(seen) if groups > 1 else 0, obs, run.generator)
+        after, reward, ended, success = batch.step(np.clip(action.cpu().numpy(), low, high))
+        seen.append(obs)
+        acted.append(action)
+        paid.append(new(reward))
+        obs = new(after)
+        run.env_step += batch.n
+    rewards = torch.stack(paid)
+    steps = {
+        "obs": torch.stack(seen),
+        "action": torch.stack(acted),
+        "reward": rewards,
+        "alive": torch.ones_like(rewards),
+        "last_obs": obs,
+        "terminated": torch.ones_like(rewards[0]),
+    }
+    return steps, {"online/return": rewards.sum(dim=0).mean(), "online/optimal": new(success).mean()}
+
+
+def rollout_single(env: Any, policy: GaussianPolicy, run: Run, batch_steps: int) -> dict[str, Tensor]:
+    """One episode after the other until `batch_steps` steps are done."""
+    groups = len(policy.log_std)
+    new = lambda array: torch.as_tensor(np.asarray(array), dtype=torch.float64, device=run.device)  # noqa: E731
+    episodes, total = [], 0
+    while total < batch_steps:
+        seen: list[Tensor] = []
+        acted, paid, ended = [], [], False
+        while not ended:
+            group = len(seen) if groups > 1 else 0
+            if group >= groups:
+                raise ValueError(f"an episode lasts longer than the {groups} steps that have networks: per_step no")
+            obs = new(env.obs)
+            action = policy.sample_at(group, obs[None], run.generator)[0]
+            _, _, reward, next_obs, terminated, truncated = env.step(action.cpu().numpy())
+            seen.append(obs)
+            acted.append(action)
+            paid.append(reward)
+            ended = terminated or truncated
+        if groups > 1 and len(seen) != groups:
+            raise ValueError(f"an episode ended after {len(seen)} of {groups} steps: use per_step no")
+        episodes.append((torch.stack(seen), torch.stack(acted), new(paid), new(next_obs), new(float(terminated))))
+        total += len(seen)
+    pad = nn.utils.rnn.pad_sequence
+    observations, actions, rewards, last_obs, terminated_at = (list(column) for column in zip(*episodes))
+    return {
+        "obs": pad(observations),
+        "action": pad(actions),
+        "reward": pad(rewards),
+        "alive": pad([torch.ones_like(r) for r in rewards]),
+        "last_obs": torch.stack(last_obs),
+        "terminated": torch.stack(terminated_at),
+    }
+
+
+# --- training ---
+
+
+def has_step_networks(run: Run, cfg: Config) -> bool:
+    """Whether each time step gets networks of its own. Raises ValueError where that is asked for and cannot be."""
+    fixed = bool((run.dataset.lengths == run.episode_limit).all())
+    if cfg.per_step == "yes" and not fixed:
+        raise ValueError(
+            f"per_step yes: not every episode of {run.dataset.id} lasts the time limit of {run.episode_limit} steps"
+        )
+    return cfg.per_step == "yes" or (cfg.per_step == "auto" and fixed and run.episode_limit <= 64)
+
+
+def train(cfg: Config, run: Run) -> None:
+    dataset, device, generator = run.dataset, run.device, run.generator
+    if cfg.updates:
+        raise ValueError(f"updates {cfg.updates}: HNPG has no offline phase; use updates 0 and online_steps")
+    per_step = has_step_networks(run, cfg)
+    groups = run.episode_limit if per_step else 1
+    discount = cfg.discount if cfg.discount is not None else (1.0 if per_step else 0.99)
+
+    space = dataset.action_space
+    low, high = (torch.as_tensor(b, dtype=torch.float64, device=device) for b in (space.low, space.high))
+    o, a = dataset.obs_dim, dataset.action_dim
+    policy = GaussianPolicy(groups, [o, *cfg.policy_hidden, a], generator)
+    critic = Critic(groups, [o + a, *cfg.critic_hidden, 1], low, high, generator)
+    buffer = ReplayBuffer(dataset, device) if cfg.hybrid else None
+    starts = torch.as_tensor(dataset.starts[:-1], device=device)
+    assert dataset.env_spec is not None  # the runner has looked
+    batch = make_batch(dataset.env_spec, math.ceil(cfg.batch_steps / run.episode_limit))
+    env = run.training_env() if batch is None else None
+
+    def collect() -> dict[str, Tensor]:
+        if batch is None:
+            return rollout_single(env, policy, run, cfg.batch_steps)
+        steps, metrics = rollout_batch(batch, policy, run, space.low, space.high)
+        run.log(metrics)
+        return steps
+
+    def offline_batch(n: int) -> dict[str, Tensor]:
+        """n transitions for each group, with replacement: (G, n, ...) float64."""
+        assert buffer is not None
+        if per_step:
+            episode = torch.randint(len(starts), (groups, n), generator=generator, device=device)
+            index = starts[episode] + torch.arange(groups, device=device)[:, None]
+        else:
+            index = torch.randint(len(dataset), (1, n), generator=generator, device=device)
+        out = {name: values.double() for name, values in buffer.gather(index).items()}
+        out["reward"] *= cfg.reward_scale
+        return out
+
+    def value(obs: Tensor) -> Tensor:
+        return state_value(critic, policy, obs, cfg.value_samples, generator)
+
+    def beyond(steps: dict[str, Tensor]) -> Tensor:
+        """What an episode would still earn after its last step, (n,): nothing with networks per step."""
+        if per_step:
+            return torch.zeros_like(steps["terminated"])
+        return (1 - steps["terminated"]) * value(steps["last_obs"][None])[0]
+
+    def a_round() -> dict[str, Tensor]:
+        steps = collect()
+        reward, alive = steps["reward"] * cfg.reward_scale, steps["alive"]
+        real = alive > 0
+
+        def rows(x: Tensor) -> Tensor:
+            """(T, n, ...) -> (G, B, ...)."""
+            return x if per_step else x[real][None]
+
+        online = {"obs": rows(steps["obs"]), "action": rows(steps["action"])}
+        online["target"] = rows(returns_to_go(reward, alive, beyond(steps), discount))
+        n = online["obs"].shape[1]
+        offline = offline_batch(n) if cfg.hybrid else None
+        metrics = {}
+        for _ in range(cfg.critic_sweeps):
+            metrics = fit_critics(critic, policy, online, offline, cfg, per_step, discount, generator)
+
+        values = torch.zeros_like(reward)
+        values[real] = value(online["obs"]).flatten()
+        advantage = rows(gae(reward, values, alive, beyond(steps), discount, cfg.gae_lambda))
+        parts = [(online["obs"], online["action"], advantage)]
+        weight = torch.full((n,), 1 / n, dtype=torch.float64, device=device)
+        if offline is not None:
+            obs, action = offline["obs"], offline["action"]
+            if cfg.offline_adv_action == "policy":
+                action = policy.sample(obs, generator)
+            with torch.no_grad():
+                parts.append((obs, action, critic(obs, action) - value(obs)))
+            weight = torch.cat([cfg.online_weight * weight, weight]) / (1 + cfg.online_weight)
+        obs, action, advantage = (torch.cat(tensors, dim=1) for tensors in zip(*parts))
+        metrics |= trust_region_step(policy, obs, action, advantage, weight, cfg)
+        metrics["values/q"] = values.sum() / alive.sum()
+        return metrics
+
+    def evaluated() -> Policy:
+        seed = np.random.SeedSequence([cfg.seed, run.env_step, 2]).generate_state(1, np.uint64)[0]
+        own = torch.Generator(device).manual_seed(int(seed >> 1))
+
+        def act(obs: Tensor, history: History) -> Tensor:
+            group = history.t if per_step else 0
+            if cfg.eval_actions == "mean":
+                return policy.mean.at(group, obs.double())
+            return policy.sample_at(group, obs.double(), own)
+
+        return act
+
+    run.register(policy=policy, critic=critic)
+    for _ in run.online(cfg.online_steps):
+        run.log(a_round())
+        run.update += cfg.critic_sweeps * cfg.critic_steps + 1  # gradient steps that each network got
+        if run.evaluation_due:
+            run.evaluate(evaluated())
+
+
+if __name__ == "__main__":
+    main(Config, train, PRESETS)

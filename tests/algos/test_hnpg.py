@@ -1,0 +1,577 @@
+"""HNPG: its numerical parts against dense algebra and exact values, its use of data, its resume, whole small runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import command
+from toys import FakeRun, make_dataset
+
+from hoard.algos import hnpg
+from hoard.datasets import minari_store
+from hoard.datasets.in_memory import dataset_of
+from hoard.datasets.recipes import comblock
+from hoard.runners import Run
+
+LOCK = "test/comblock-v0"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As runs have it: matrices this small only lose by more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+
+
+class OnlineRun(FakeRun):
+    """A FakeRun with an online stage in batched environments."""
+
+    def __init__(self, dataset, cfg, seed: int = 0) -> None:
+        super().__init__(dataset, seed)
+        self.cfg, self.env_step, self.update = cfg, 0, 0
+        self.episode_limit = dataset.env_spec.max_episode_steps
+
+    def online(self, steps):
+        while self.env_step < steps:
+            yield
+
+
+def lock_data(horizon: int = 3, episodes: int = 200):
+    return comblock.record(horizon, episodes=episodes, reference_episodes=2)
+
+
+@pytest.fixture(scope="module")
+def lock(tmp_path_factory) -> str:
+    """Id of a small stored lock of three steps."""
+    if not minari_store.is_stored(LOCK):
+        minari_store.write(LOCK, lock_data())
+    return LOCK
+
+
+# --- linear algebra ---
+
+
+def test_conjugate_gradient_solves_every_row():
+    """Rows of different condition and length; one starts converged. Against torch.linalg.solve."""
+    groups, size = 4, 6
+    root = randn(groups, size, size)
+    matrix = root @ root.mT + torch.diag_embed(torch.tensor([0.1, 1.0, 10.0, 0.5])[:, None].expand(-1, size))
+    b = randn(groups, size, seed=1)
+    b[2] = 0
+    product = lambda v: (matrix @ v[..., None])[..., 0]  # noqa: E731
+    x = hnpg.conjugate_gradient(product, b, 50, 1e-20)
+    torch.testing.assert_close(x, torch.linalg.solve(matrix, b), rtol=1e-6, atol=1e-9)
+    assert (x[2] == 0).all()
+
+
+def test_converged_rows_are_frozen_and_others_go_on():
+    """A row that needs one step is not moved by the steps that its neighbour needs."""
+    matrix = torch.stack([torch.eye(5, dtype=torch.float64), torch.diag(torch.tensor([1.0, 2, 3, 4, 5]).double())])
+    b = randn(2, 5)
+    x = hnpg.conjugate_gradient(lambda v: (matrix @ v[..., None])[..., 0], b, 8, 1e-16)
+    assert torch.equal(x[0], b[0])
+    torch.testing.assert_close(x[1], b[1] / torch.arange(1, 6), rtol=1e-6, atol=1e-9)
+    alone = hnpg.conjugate_gradient(lambda v: v * torch.arange(1, 6), b[1:], 8, 1e-16)
+    torch.testing.assert_close(x[1:], alone)
+
+
+def small_policy(groups: int = 2, obs: int = 3, actions: int = 2) -> hnpg.GaussianPolicy:
+    policy = hnpg.GaussianPolicy(groups, [obs, 4, actions], generator())
+    with torch.no_grad():
+        policy.mean.weights[-1].mul_(10)
+        policy.log_std.copy_(0.3 * randn(groups, 1, actions, seed=5))
+    return policy
+
+
+def one_policy(policy: hnpg.GaussianPolicy, group: int):
+    """theta -> (mean, std) of one group as a function of a flat vector, written without the stack."""
+    shapes = [p[group].shape for p in policy.parameters()]
+    names = [name for name, _ in policy.named_parameters()]
+
+    def outputs(theta: torch.Tensor, obs: torch.Tensor):
+        parts = dict(zip(names, (t.view(s) for t, s in zip(theta.split([s.numel() for s in shapes]), shapes))))
+        hidden = torch.tanh(obs @ parts["mean.weights.0"] + parts["mean.biases.0"])
+        mean = hidden @ parts["mean.weights.1"] + parts["mean.biases.1"]
+        return mean, parts["log_std"].exp().expand_as(mean)
+
+    return outputs
+
+
+def dense_fisher(policy, group, obs, weight):
+    """E[J' M J] with the Fisher matrix M of a diagonal Gaussian in (mean, std): diag(1/std^2, 2/std^2)."""
+    outputs = one_policy(policy, group)
+    theta = hnpg.flat(policy.parameters())[group].detach()
+    total = 0
+    for row, w in zip(obs, weight):
+        flat = lambda t, row=row: torch.cat([x.flatten() for x in outputs(t, row[None])])  # noqa: E731
+        jacobian = torch.autograd.functional.jacobian(flat, theta)
+        std = outputs(theta, row[None])[1].flatten()
+        total = total + w * jacobian.mT @ torch.diag(torch.cat([std**-2, 2 * std**-2])) @ jacobian
+    return total
+
+
+def test_fisher_product_is_the_dense_matrix():
+    policy, obs = small_policy(), randn(2, 7, 3, seed=1)
+    weight = torch.softmax(randn(7, seed=2), dim=0)
+    product = hnpg.fisher(policy, obs, weight, damping=0.1)
+    v = randn(*hnpg.flat(policy.parameters()).shape, seed=3)
+    for g in range(2):
+        dense = dense_fisher(policy, g, obs[g], weight) + 0.1 * torch.eye(v.shape[1], dtype=torch.float64)
+        torch.testing.assert_close(product(v)[g], dense @ v[g], rtol=1e-8, atol=1e-10)
+
+
+def step_problem(groups: int = 2, n: int = 40):
+    policy, obs = small_policy(groups), randn(groups, n, 3, seed=1)
+    action = policy.sample(obs, generator(4))
+    advantage = action[..., 0] - 0.5 * action[..., 1] * obs[..., 0] + 0.3 * randn(groups, n, seed=6)
+    return policy, obs, action, advantage, torch.full((n,), 1 / n, dtype=torch.float64)
+
+
+def test_the_step_is_the_dense_natural_gradient():
+    """Policy gradient by the score function, dense Fisher solve, length by the trust region: equal to the step made."""
+    policy, obs, action, advantage, weight = step_problem()
+    before = hnpg.flat(policy.parameters()).detach().clone()
+    wanted = []
+    for g in range(2):
+        outputs, theta = one_policy(policy, g), before[g].clone().requires_grad_()
+        density = torch.distributions.Normal(*outputs(theta, obs[g])).log_prob(action[g]).sum(-1)
+        (gradient,) = torch.autograd.grad((weight * advantage[g] * density).sum(), theta)
+        matrix = dense_fisher(policy, g, obs[g], weight) + 0.1 * torch.eye(len(theta), dtype=torch.float64)
+        natural = torch.linalg.solve(matrix, gradient)
+        wanted.append(natural * math.sqrt(2 * 0.01 / (natural @ matrix @ natural)))
+    cfg = hnpg.Config(cg_steps=100, cg_tolerance=1e-24)
+    metrics = hnpg.trust_region_step(policy, obs, action, advantage, weight, cfg)
+    assert metrics["policy/accepted"] == 1
+    made = hnpg.flat(policy.parameters()).detach() - before
+    torch.testing.assert_close(made, torch.stack(wanted), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_kl_bound(check):
+    """With the check no policy ends beyond max_kl, although the quadratic model, here badly wrong, says so."""
+    policy, obs, action, advantage, weight = step_problem(groups=6)
+    with torch.no_grad():
+        before = tuple(t.clone() for t in policy(obs))
+    cfg = hnpg.Config(max_kl=0.5, ls_kl_check=check, damping=1e-4, ls_accept=0.01, cg_steps=30)
+    metrics = hnpg.trust_region_step(policy, obs, action, advantage, weight, cfg)
+    with torch.no_grad():
+        now = policy(obs)
+    normal = lambda pair: torch.distributions.Normal(pair[0], pair[1].exp().expand_as(pair[0]))  # noqa: E731
+    kl = torch.distributions.kl_divergence(normal(before), normal(now)).sum(-1).mean(-1)
+    assert metrics["policy/kl"].item() == pytest.approx(kl.mean().item())
+    assert kl.max() > 0.1
+    assert (kl <= 0.5).all().item() == check
+
+
+def test_a_step_that_cannot_improve_is_refused_for_its_policy_alone():
+    policy, obs, action, advantage, weight = step_problem()
+    advantage[1] = 0  # nothing to gain: gradient 0
+    before = hnpg.flat(policy.parameters()).detach().clone()
+    metrics = hnpg.trust_region_step(policy, obs, action, advantage, weight, hnpg.Config())
+    after = hnpg.flat(policy.parameters()).detach()
+    assert torch.equal(after[1], before[1])
+    assert not torch.equal(after[0], before[0])
+    assert metrics["policy/accepted"] == 0.5
+    assert torch.isfinite(after).all()
+
+
+def test_assign_is_the_inverse_of_flat():
+    policy = small_policy()
+    theta = randn(*hnpg.flat(policy.parameters()).shape, seed=9)
+    hnpg.assign(policy, theta)
+    assert torch.equal(hnpg.flat(policy.parameters()), theta)
+
+
+def test_stacked_networks_are_separate_networks():
+    stack = hnpg.Stack(3, [4, 5, 2], generator())
+    x = randn(3, 6, 4)
+    whole = stack(x)
+    for g in range(3):
+        torch.testing.assert_close(whole[g], stack.at(g, x[g]))
+        layers = [torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)]
+        one = torch.nn.Sequential(*layers).double()
+        with torch.no_grad():
+            for k, layer in enumerate((one[0], one[2])):
+                layer.weight.copy_(stack.weights[k][g].T)
+                layer.bias.copy_(stack.biases[k][g, 0])
+        torch.testing.assert_close(whole[g], one(x[g]))
+    assert stack.weights[0].abs().max() <= 0.5
+    assert stack.weights[-1].abs().max() <= 0.1 / math.sqrt(5)
+    assert (stack.biases[-1] == 0).all()
+
+
+# --- returns and advantages ---
+
+
+@pytest.mark.parametrize(("discount", "decay"), [(1.0, 0.97), (0.9, 0.5), (0.99, 1.0), (0.95, 0.0)])
+def test_gae_and_returns_in_closed_form(discount, decay):
+    """Ragged episodes, some continued by a bootstrap: advantages are sums of discounted one-step errors."""
+    lengths, longest = [5, 3, 1], 5
+    reward, value, bootstrap = randn(longest, 3), randn(longest, 3, seed=1), torch.tensor([0.0, 2.0, -1.0]).double()
+    alive = (torch.arange(longest)[:, None] < torch.tensor(lengths)).double()
+    advantage = hnpg.gae(reward, value, alive, bootstrap, discount, decay)
+    returns = hnpg.returns_to_go(reward, alive, bootstrap, discount)
+    for i, length in enumerate(lengths):
+        v = [*value[:length, i].tolist(), bootstrap[i].item()]
+        delta = [reward[t, i].item() + discount * v[t + 1] - v[t] for t in range(length)]
+        for t in range(length):
+            wanted = sum((discount * decay) ** (k - t) * delta[k] for k in range(t, length))
+            assert advantage[t, i].item() == pytest.approx(wanted)
+            tail = sum(discount ** (k - t) * reward[k, i].item() for k in range(t, length))
+            assert returns[t, i].item() == pytest.approx(tail + discount ** (length - t) * bootstrap[i].item())
+        assert (advantage[length:, i] == 0).all()
+        assert (returns[length:, i] == 0).all()
+
+
+# --- critic ---
+
+
+def test_critic_loss_weighs_the_two_parts():
+    q, online, offline = randn(7), randn(4, seed=1), randn(3, seed=2)
+    a, b = (q[:4] - online).square().sum() / 4, (q[4:] - offline).square().sum() / 3
+    torch.testing.assert_close(hnpg.critic_loss(q, online, offline, 2.5), 2.5 * a + b)
+    torch.testing.assert_close(hnpg.critic_loss(q[:4], online, None, 1.0), a)
+
+
+def tabular(horizon: int, states: int, seed: int = 0):
+    """A random finite-horizon problem with two actions, +-0.5, and a policy: the sign of a Gaussian's sample.
+
+    Deterministic transitions and rewards, so that every sample is exact; the exact Q of the policy by dynamic
+    programming.
+    """
+    rng = np.random.default_rng(seed)
+    following = rng.integers(0, states, (horizon, states, 2))
+    reward = rng.normal(size=(horizon, states, 2))
+    p = rng.uniform(0.2, 0.8, (horizon, states))  # probability of the second action
+    q = np.zeros((horizon + 1, states, 2))
+    for h in reversed(range(horizon)):
+        second = p[h + 1] if h + 1 < horizon else 0
+        v = (1 - second) * q[h + 1, :, 0] + second * q[h + 1, :, 1]
+        q[h] = reward[h] + v[following[h]]
+    return following, reward, p, q[:horizon]
+
+
+class SignCritic(hnpg.Critic):
+    """Sees the pair (state, sign of the action) one-hot: with a linear network this is a table."""
+
+    def inputs(self, obs, action):
+        plus = (action > 0).double()
+        return torch.cat([obs * (1 - plus), obs * plus], dim=-1)
+
+
+def test_hybrid_critic_is_the_exact_q_of_the_policy():
+    """Linear one-hot critics, fitted to the end on Monte-Carlo and bootstrapped pairs: dynamic programming's Q.
+
+    States are split: online pairs visit the first half only, offline pairs all, so that wrong targets of either kind,
+    or a wrong order of the sweep, would show.
+    """
+    horizon, states, n = 4, 4, 1500
+    following, reward, p, exact = tabular(horizon, states)
+    policy = hnpg.GaussianPolicy(horizon, [states, 1], generator())
+    with torch.no_grad():  # P(a > 0) = p: the mean is the normal quantile
+        quantile = math.sqrt(2) * torch.erfinv(2 * torch.tensor(p) - 1)
+        policy.mean.weights[0].copy_(quantile[..., None])
+        policy.mean.biases[0].zero_()
+    critic = SignCritic(horizon, [2 * states, 1], torch.tensor([-9.0]), torch.tensor([9.0]), generator())
+
+    rng = np.random.default_rng(1)
+    eye = torch.eye(states, dtype=torch.float64)
+    at = np.arange(horizon)[:, None]
+
+    def pairs(some: int):
+        state, action = rng.integers(0, some, (horizon, n)), rng.integers(0, 2, (horizon, n))
+        number = lambda x: torch.as_tensor(x, dtype=torch.float64)  # noqa: E731
+        return state, action, {"obs": eye[state], "action": number(action - 0.5)[..., None]}, number
+
+    state, action, online, number = pairs(states // 2)
+    online["target"] = number(exact[at, state, action] + rng.normal(size=state.shape))  # unbiased returns
+    state, action, offline, number = pairs(states)
+    offline |= {
+        "reward": number(reward[at, state, action]),
+        "next_obs": eye[following[at, state, action]],
+        "terminated": torch.zeros(horizon, n, dtype=torch.float64),
+    }
+    offline["terminated"][-1] = 1
+    cfg = hnpg.Config(critic_lr=0.05, critic_steps=300)
+    hnpg.fit_critics(critic, policy, online, offline, cfg, True, 1.0, generator(3))
+    learnt = critic.net.weights[0].detach()[..., 0] + critic.net.biases[0].detach()[:, 0]
+    learnt = learnt.reshape(horizon, 2, states).mT  # (h, state, action)
+    np.testing.assert_allclose(learnt, exact, atol=0.15)
+    assert np.ptp(exact) > 3
+
+
+def test_one_shared_critic_reaches_the_discounted_fixed_point():
+    """One group: repeated sweeps on offline pairs and returns converge to Q of the policy in a two-state chain."""
+    discount, swap = 0.8, torch.tensor([1, 0])
+    eye = torch.eye(2, dtype=torch.float64)
+    policy = hnpg.GaussianPolicy(1, [2, 1], generator())
+    critic = SignCritic(1, [4, 1], torch.tensor([-9.0]), torch.tensor([9.0]), generator())
+    with torch.no_grad():  # a > 0 always
+        policy.mean.weights[0].zero_()
+        policy.mean.biases[0].fill_(8.0)
+    # a > 0 swaps the states, a < 0 ends the episode; reward 1 in state 0, and 3 for ending in state 1.
+    v = np.linalg.solve(np.eye(2) - discount * np.array([[0, 1], [1, 0]]), [1.0, 0.0])
+    exact = np.array([[1.0, v[0]], [3.0, v[1]]])  # (state, action)
+    state, action = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 0, 1]])
+    pair = {"obs": eye[state], "action": (action - 0.5).double()[..., None]}
+    offline = pair | {
+        "reward": torch.tensor([[1.0, 1.0, 3.0, 0.0]]).double(),
+        "next_obs": eye[swap[state]],
+        "terminated": (action == 0).double(),
+    }
+    online = {"obs": eye[state[:, 1::2]], "action": pair["action"][:, 1::2], "target": torch.tensor(v)[None]}
+    cfg = hnpg.Config(critic_lr=0.05, critic_steps=100)
+    for _ in range(40):
+        hnpg.fit_critics(critic, policy, online, offline, cfg, False, discount, generator())
+    np.testing.assert_allclose(critic(pair["obs"], pair["action"]).detach()[0], exact.flatten(), atol=0.02)
+
+
+def test_value_is_the_mean_over_the_policys_actions():
+    policy = small_policy()
+    critic = hnpg.Critic(2, [5, 4, 1], torch.full((2,), -1.0), torch.full((2,), 1.0), generator(1))
+    obs = randn(2, 3, 3, seed=2)
+    value = hnpg.state_value(critic, policy, obs, 7, generator(3))
+    mean, log_std = policy(obs)
+    noise = torch.randn((2, 7, 3, 2), generator=generator(3), dtype=torch.float64)
+    q = [critic(obs, mean + log_std.exp() * noise[:, k]) for k in range(7)]
+    torch.testing.assert_close(value, torch.stack(q).mean(dim=0).detach())
+
+
+def test_critic_sees_clipped_actions():
+    critic = hnpg.Critic(1, [5, 4, 1], torch.full((2,), -1.0), torch.full((2,), 1.0), generator())
+    obs = randn(1, 6, 3)
+    torch.testing.assert_close(critic(obs, randn(1, 6, 2).sign() * 7), critic(obs, randn(1, 6, 2).sign()))
+
+
+# --- training ---
+
+
+def spoilt(dataset):
+    """The same data with every number of its transitions destroyed."""
+    for name in ("observations", "action", "reward"):
+        getattr(dataset, name)[:] = np.nan
+    return dataset
+
+
+def trained(dataset, **options):
+    cfg = hnpg.Config(**{"online_steps": 90, "batch_steps": 30, "critic_steps": 3, **options})
+    run = OnlineRun(dataset, cfg)
+    hnpg.train(cfg, run)
+    return run
+
+
+@cache
+def shared_data():
+    return dataset_of("test/a-v0", lock_data())
+
+
+@cache
+def baseline(**options):
+    return trained(shared_data(), **options)
+
+
+def weights_of(run):
+    return [p.detach() for name in ("policy", "critic") for p in run.objects[name].parameters()]
+
+
+def test_trpo_never_reads_the_data_and_hnpg_does():
+    recording = lock_data()
+    clean, broken = dataset_of("test/a-v0", recording), spoilt(dataset_of("test/b-v0", recording))
+    one, two = trained(clean, hybrid=False), trained(broken, hybrid=False)
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(one), weights_of(two)))
+    assert all(torch.isfinite(p).all() for p in weights_of(two))
+    hybrid = trained(clean)
+    assert any(not torch.equal(a, b) for a, b in zip(weights_of(one), weights_of(hybrid)))
+    assert not all(torch.isfinite(p).all() for p in weights_of(trained(broken)))
+
+
+def test_steps_and_updates_are_counted():
+    run = trained(dataset_of("test/a-v0", lock_data()), online_steps=100, batch_steps=31, critic_sweeps=2)
+    assert run.env_step == 4 * 33  # 31 rounded up to whole episodes of 3, and on to the end of the round
+    assert run.update == 4 * (2 * 3 + 1)
+    assert run.objects["policy"].log_std.shape == (3, 1, 10)
+    assert {"online/return", "online/optimal"} <= set(run.logged[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_steps": 45},
+        {"critic_steps": 4},
+        {"critic_lr": 1e-2},
+        {"policy_hidden": (4,)},
+        {"critic_hidden": (4,)},
+        {"damping": 1.0},
+        {"cg_steps": 1},
+        {"cg_tolerance": 1e3},
+        {"ls_steps": 1},
+        {"ls_accept": 0.9},
+        {"offline_adv_action": "dataset"},
+        {"online_weight": 5.0},
+        {"reward_scale": 10.0},
+        {"discount": 0.5},
+        {"critic_sweeps": 2},
+        {"per_step": "no"},
+        {"value_samples": 3},
+        {"gae_lambda": 0.1},
+        {"max_kl": 1e-3},
+    ],
+)
+def test_no_option_is_ignored(options):
+    # a trust region so wide that full steps fail: the line search has to work
+    base = {"max_kl": 30.0} if {"ls_steps", "ls_accept"} & set(options) else {}
+    a, b = baseline(**base), trained(shared_data(), **{**base, **options})
+    assert any(x.shape != y.shape or not torch.equal(x, y) for x, y in zip(weights_of(a), weights_of(b)))
+
+
+def test_form_follows_the_data():
+    dataset = dataset_of("test/a-v0", lock_data())
+    run = OnlineRun(dataset, None)
+    assert hnpg.has_step_networks(run, hnpg.Config())
+    assert not hnpg.has_step_networks(run, hnpg.Config(per_step="no"))
+    ragged = make_dataset(np.zeros((7, 2)), np.zeros((5, 1)), np.zeros(5), [0, 1, 0, 0, 1], [2, 3])
+    object.__setattr__(ragged, "env_spec", gym.make("Pendulum-v1", max_episode_steps=3).spec)
+    run = OnlineRun(ragged, None)
+    assert not hnpg.has_step_networks(run, hnpg.Config())
+    with pytest.raises(ValueError, match="not every episode"):
+        hnpg.has_step_networks(run, hnpg.Config(per_step="yes"))
+
+
+def test_updates_before_going_online_are_refused(lock, run_file, tmp_path):
+    done = run_file("hnpg", "--dataset", lock, "--updates", "5", "--online-steps", "30")
+    assert done.returncode == 1
+    (status,) = tmp_path.glob("results/runs/*/*/*/status.json")
+    assert "HNPG has no offline phase" in json.loads(status.read_text())["error"]
+
+
+# --- whole runs ---
+
+
+def options(dataset: str, **more: object) -> list[str]:
+    values = {
+        "dataset": dataset, "online_steps": 600, "batch_steps": 60, "critic_steps": 3, "log_every": 60,
+        "eval_every": 300, "eval_episodes": 2, "final_eval_episodes": 3, "checkpoint_every": 120, **more,
+    }  # fmt: skip
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def only_run(results: Path) -> Path:
+    (folder,) = results.glob("runs/*/*/*")
+    return folder
+
+
+@pytest.mark.parametrize("preset", list(hnpg.PRESETS))
+def test_run_on_the_lock(lock, run_file, tmp_path, preset):
+    done = run_file("hnpg", *options(lock), "--preset", preset)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = pd.read_parquet(only_run(tmp_path / "results") / "episodes.parquet")
+    assert rows.groupby(["env_step", "final"]).size().to_dict() == {(300, False): 2, (600, True): 3}
+    assert (rows.length == 3).all()
+    assert (rows.success == (rows["return"] == 1)).all()
+    metrics = pd.read_parquet(only_run(tmp_path / "results") / "metrics.parquet")
+    assert metrics["online/optimal"].notna().all()
+    assert metrics["policy/kl"].max() < 0.02
+
+
+@pytest.mark.parametrize("more", [{}, {"hybrid": "false", "eval_actions": "mean"}])
+def test_run_on_long_episodes(tiny, run_file, tmp_path, more):
+    """Pendulum: one network, episodes cut by the time limit, the training environment one step at a time."""
+    done = run_file("hnpg", *options(tiny, **more, batch_steps=250, online_steps=500, eval_every=500))
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = only_run(tmp_path / "results")
+    rows = pd.read_parquet(folder / "episodes.parquet")
+    assert rows.groupby(["env_step", "final"]).size().to_dict() == {(800, True): 3}  # two rounds of two episodes
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert state["objects"]["policy"]["log_std"].shape == (1, 1, 1)
+    assert pd.read_parquet(folder / "metrics.parquet")["online/return"].notna().all()
+
+
+def outcome(folder: Path):
+    """Evaluation rows, counters, generator and weights at the end of a run."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    tensors = [v.tolist() for name in ("policy", "critic") for v in state["objects"][name].values()]
+    counted = state["update"], state["env_step"], state["generator"].tolist()
+    return (folder / "episodes.parquet").read_bytes(), counted, tensors
+
+
+def test_killed_and_resumed_equals_undisturbed(lock, run_file, tmp_path):
+    """SIGKILL in the middle of the online stage, in batched environments."""
+    args = options(lock, online_steps=2400, checkpoint_every=300)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert run_file("hnpg", *args, results=straight).returncode == 0
+    process = subprocess.Popen(command("hnpg", *args, results=broken), stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        states = list(broken.glob("runs/*/*/*/status.json"))
+        if states and json.loads(states[0].read_text())["env_step"] >= 700:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    resumed = run_file("hnpg", *args, results=broken)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after environment step" in resumed.stdout
+    assert outcome(only_run(straight)) == outcome(only_run(broken))
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
+
+
+def test_a_death_among_single_episodes_loses_nothing(tiny, run_file, tmp_path, monkeypatch):
+    """The training environment steps one episode at a time; the process dies in the middle of one, twice."""
+    args = options(tiny, online_steps=1600, batch_steps=200, checkpoint_every=400, eval_every=800)
+    assert run_file("hnpg", *args, results=tmp_path / "straight").returncode == 0
+    stepped = Run._stepped
+    for life in (730, 510):
+        seen = 0
+
+        def mortal(self, finished_return, life=life):
+            nonlocal seen
+            seen += 1
+            if seen == life:
+                raise Killed
+            stepped(self, finished_return)
+
+        monkeypatch.setattr(Run, "_stepped", mortal)
+        with pytest.raises(Killed):
+            run_file("hnpg", *args, results=tmp_path / "broken")
+        monkeypatch.setattr(Run, "_stepped", stepped)
+    resumed = run_file("hnpg", *args, results=tmp_path / "broken")
+    assert "resuming after environment step 800" in resumed.stdout
+    assert outcome(only_run(tmp_path / "straight")) == outcome(only_run(tmp_path / "broken"))
+
+
+@pytest.mark.slow
+def test_hnpg_opens_a_short_lock_and_trpo_does_not():
+    """H = 4, 50,000 environment steps: P(optimal) of the last five rounds."""
+    dataset = dataset_of("test/a-v0", comblock.record(4, episodes=10_000, reference_episodes=2))
+
+    def share(**options):
+        run = trained(dataset, online_steps=50_000, batch_steps=1000, critic_steps=30, **options)
+        return float(torch.stack([m["online/optimal"] for m in run.logged if "online/optimal" in m])[-5:].mean())
+
+    assert share() > 0.5
+    assert share(hybrid=False) < 0.2
