@@ -38,7 +38,7 @@ def curves(results: Results, metric: str = "score", *, resamples: int = BAND_RES
     measure, styles = tables.measures(results, metric), method_styles(results)
     episodes = tables.measured(results.finished)
     episodes = episodes[episodes["variant"] == ""]
-    with _style():
+    with style():
         figure, panels = _grid(len(results.datasets), height=2.9)
         for axes, dataset in zip(panels, results.datasets):
             own = episodes[episodes["dataset"] == dataset]
@@ -66,7 +66,7 @@ def comparison(results: Results, metric: str = "score", table: tables.Table | No
     frame = (table or tables.score_table(results, metric)).frame
     values, styles = tables.seed_values(results), method_styles(results)
     labels = list(dict.fromkeys(frame["dataset"]))  # the datasets, then the aggregate where there is one
-    with _style():
+    with style():
         figure, panels = _grid(len(labels), height=0.9 + 0.3 * len(results.methods))
         for axes, label in zip(panels, labels):
             own = frame[frame["dataset"] == label].set_index("method")
@@ -184,7 +184,7 @@ def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     settings = sns.axes_style("whitegrid") | {
         "font.size": 10,
         "axes.titlesize": 10.5,
