@@ -8,6 +8,9 @@ JOBS    ?=
 PINS    := pyproject.toml constraints.txt
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# A file of tests stays in one process, so that what its tests share is made once.
+TESTS   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev bench report test test-slow test-all notebooks lint format clean
 
@@ -41,10 +44,10 @@ report: setup ## rebuild tables, figures and report.html of SUITE
 	@$(BIN)/hoard report $(SUITE) --results $(RESULTS)
 
 test: setup-dev ## the tests, without the slow ones
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 test-slow: setup-dev ## full-size data and learning checks
-	$(BIN)/python -m pytest -m slow
+	$(TESTS) -m slow
 
 test-all: test test-slow ## both
 
