@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
-import signal
-import subprocess
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import command
+from resume import assert_same_run, checkpoint, kill, only_run
 from toys import FakeRun, flat_dataset, make_dataset
 
 from hoard.algos import decision_mamba as dm
@@ -350,11 +345,6 @@ def tiny_options(dataset: str, **options: object) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def only_run(results: Path) -> Path:
-    (folder,) = results.glob("runs/*/*/*")
-    return folder
-
-
 @pytest.mark.parametrize(
     "options",
     [{"ssm": "mamba1", "recurrent_eval": True, "extra_targets": 0.5}, {"preset": "small_transformer"}],
@@ -381,25 +371,9 @@ def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     )  # fmt: skip
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run_file("decision_mamba", *args, results=straight).returncode == 0
-    process = subprocess.Popen(command("decision_mamba", *args, results=broken), stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        states = list(broken.glob("runs/*/*/*/status.json"))
-        if states and json.loads(states[0].read_text())["update"] >= 65:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    kill("decision_mamba", args, broken, update=65)
     resumed = run_file("decision_mamba", *args, results=broken)
     assert "resuming after update" in resumed.stdout
-    one, two = only_run(straight), only_run(broken)
-    assert (one / "episodes.parquet").read_bytes() == (two / "episodes.parquet").read_bytes()
-    first, second = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (one, two))
-    assert torch.equal(first["generator"], second["generator"])
-    for name in ("policy", "teacher"):
-        assert same(first["objects"][name], second["objects"][name])
-    for moment in ("exp_avg", "exp_avg_sq"):
-        a, b = ({k: v[moment] for k, v in s["objects"]["adamw"]["state"].items()} for s in (first, second))
-        assert same(a, b)
-    assert not same(first["objects"]["policy"], first["objects"]["teacher"])
+    assert_same_run(straight, broken)
+    objects = checkpoint(only_run(broken))["objects"]
+    assert not same(objects["policy"], objects["teacher"])

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import command
+from resume import assert_same_run, kill, only_run
 from toys import flat_dataset
 
 from hoard.algos import drbc_tabular as algo
@@ -143,11 +138,6 @@ def options(dataset: str, **more: object) -> list[str]:
     return [part for k, v in values.items() for part in (f"--{k.replace('_', '-')}", str(v))]
 
 
-def only_run(results):
-    (folder,) = results.glob("runs/*/*/*")
-    return folder
-
-
 def test_end_to_end(chain, run_file, tmp_path):
     done = run_file("drbc_tabular", *options(chain))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -196,25 +186,11 @@ def test_the_clone_alone(chain, run_file, tmp_path):
 def test_killed_and_resumed_equals_undisturbed(chain, run_file, tmp_path):
     args = options(chain, online_steps=2000, checkpoint_every=300, eval_every=1000)
     assert run_file("drbc_tabular", *args, results=tmp_path / "straight").returncode == 0
-    broken = tmp_path / "broken"
-    process = subprocess.Popen(command("drbc_tabular", *args, results=broken), stdout=subprocess.DEVNULL)
-    deadline, killed = time.monotonic() + 120, False
-    while process.poll() is None and time.monotonic() < deadline and not killed:
-        states = list(broken.glob("runs/*/*/*/status.json"))
-        if states and json.loads(states[0].read_text())["env_step"] >= 500:
-            process.send_signal(signal.SIGKILL)
-            killed = True
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    assert killed, "the run ended before it could be killed"
-    resumed = run_file("drbc_tabular", *args, results=broken)
+    kill("drbc_tabular", args, tmp_path / "broken", env_step=500)
+    resumed = run_file("drbc_tabular", *args, results=tmp_path / "broken")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "resuming after environment step" in resumed.stdout
-    one, two = only_run(tmp_path / "straight"), only_run(broken)
-    assert (one / "episodes.parquet").read_bytes() == (two / "episodes.parquet").read_bytes()
-    a, b = (torch.load(f / "checkpoint.pt", weights_only=True)["objects"]["model"] for f in (one, two))
-    assert torch.equal(a["counts"].to_dense(), b["counts"].to_dense())
+    assert_same_run(tmp_path / "straight", tmp_path / "broken")
 
 
 def test_other_data_and_wrong_options_are_refused(tiny, chain, run_file):

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import subprocess
-import time
 from functools import cache
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import command
+from resume import Killed, assert_same_run, kill, only_run
 from toys import FakeRun, make_dataset
 
 from hoard.algos import hnpg
@@ -476,11 +472,6 @@ def options(dataset: str, **more: object) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def only_run(results: Path) -> Path:
-    (folder,) = results.glob("runs/*/*/*")
-    return folder
-
-
 @pytest.mark.parametrize("preset", list(hnpg.PRESETS))
 def test_run_on_the_lock(lock, run_file, tmp_path, preset):
     done = run_file("hnpg", *options(lock), "--preset", preset)
@@ -507,37 +498,16 @@ def test_run_on_long_episodes(tiny, run_file, tmp_path, more):
     assert pd.read_parquet(folder / "metrics.parquet")["online/return"].notna().all()
 
 
-def outcome(folder: Path):
-    """Evaluation rows, counters, generator and weights at the end of a run."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    tensors = [v.tolist() for name in ("policy", "critic") for v in state["objects"][name].values()]
-    counted = state["update"], state["env_step"], state["generator"].tolist()
-    return (folder / "episodes.parquet").read_bytes(), counted, tensors
-
-
 def test_killed_and_resumed_equals_undisturbed(lock, run_file, tmp_path):
     """SIGKILL in the middle of the online stage, in batched environments."""
     args = options(lock, online_steps=2400, checkpoint_every=300)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run_file("hnpg", *args, results=straight).returncode == 0
-    process = subprocess.Popen(command("hnpg", *args, results=broken), stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        states = list(broken.glob("runs/*/*/*/status.json"))
-        if states and json.loads(states[0].read_text())["env_step"] >= 700:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    kill("hnpg", args, broken, env_step=700)
     resumed = run_file("hnpg", *args, results=broken)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after environment step" in resumed.stdout
-    assert outcome(only_run(straight)) == outcome(only_run(broken))
-
-
-class Killed(BaseException):
-    """Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
+    assert_same_run(straight, broken)
 
 
 def test_a_death_among_single_episodes_loses_nothing(tiny, run_file, tmp_path, monkeypatch):
@@ -561,7 +531,7 @@ def test_a_death_among_single_episodes_loses_nothing(tiny, run_file, tmp_path, m
         monkeypatch.setattr(Run, "_stepped", stepped)
     resumed = run_file("hnpg", *args, results=tmp_path / "broken")
     assert "resuming after environment step 800" in resumed.stdout
-    assert outcome(only_run(tmp_path / "straight")) == outcome(only_run(tmp_path / "broken"))
+    assert_same_run(tmp_path / "straight", tmp_path / "broken")
 
 
 @pytest.mark.slow

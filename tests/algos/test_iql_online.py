@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import subprocess
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from helpers import command, small
+from resume import assert_same_run, checkpoint, kill, only_run
 
 from hoard.algos import iql
 from hoard.datasets import ReplayBuffer, load
 
 ONLINE = {"updates": 20, "online_steps": 430, "log_every": 50, "eval_every": 200, "checkpoint_every": 100}
-
-
-def only_run(results):
-    (folder,) = results.glob("runs/*/*/*")
-    return folder
-
-
-def checkpoint(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
 def test_what_is_stored_and_drawn(tiny, run_file, tmp_path, monkeypatch):
@@ -72,28 +60,12 @@ def test_killed_online_and_resumed_equals_undisturbed(tiny, tmp_path):
     args = small(tiny, **ONLINE | {"online_steps": 1010, "checkpoint_every": 150}, offline_ratio=0.5)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     subprocess.run(command("iql", *args, results=straight), check=True, capture_output=True, timeout=120)
-    kills = 0
-    for after in (250, 650):
-        process = subprocess.Popen(command("iql", *args, results=broken), stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            states = list(broken.glob("runs/*/*/*/status.json"))
-            if states and json.loads(states[0].read_text())["env_step"] >= after:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.002)
-        process.wait()
-    assert kills == 2, "the runs ended before they could be killed"
+    for step in (250, 650):
+        kill("iql", args, broken, env_step=step)
     resumed = subprocess.run(command("iql", *args, results=broken), capture_output=True, text=True, timeout=120)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after environment step" in resumed.stdout
-    one, two = only_run(straight), only_run(broken)
-    assert (one / "episodes.parquet").read_bytes() == (two / "episodes.parquet").read_bytes()
-    a, b = checkpoint(one)["objects"], checkpoint(two)["objects"]
-    for name in ("actor", "critic", "target", "value"):
-        assert all(torch.equal(a[name][k], b[name][k]) for k in a[name]), name
-    assert torch.equal(a["buffer"]["observations"], b["buffer"]["observations"])
+    assert_same_run(straight, broken)
 
 
 def test_an_unusable_ratio_is_refused(tiny, run_file):

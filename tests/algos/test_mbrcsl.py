@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import small
+from resume import Killed, assert_same_run, only_run
 from toys import FakeRun, flat_dataset, make_dataset
 
 from hoard.algos import mbrcsl
@@ -711,10 +712,6 @@ def test_it_stitches(tmp_path):
 # --- kills ---
 
 
-class Killed(BaseException):
-    """Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
-
-
 def options(dataset: str) -> list[str]:
     """A run of all four stages in a second: 2 epochs of 25 updates, 40 updates, up to 9 batches, 60 updates."""
     return small(
@@ -724,33 +721,6 @@ def options(dataset: str) -> list[str]:
         diffusion_batch=16, rollout_batch=4, rollout_batches=9, keep_above=1e9, num_need_traj=5, best_share=1.0,
         checkpoint_every=7, log_every=9, reload_best="always", search_from=0.2, patience=50, holdout=0.2,
     )  # fmt: skip
-
-
-def only_run(results: Path) -> Path:
-    (folder,) = results.glob("runs/*/*/*")
-    return folder
-
-
-def assert_same(a, b, where="") -> None:
-    """Equal to the bit, through dicts, lists and tensors; wall-clock numbers aside."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert set(a) == set(b), where
-        for key in a:
-            if key not in ("wall_time", "updates_per_second"):
-                assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for k, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f"{where}[{k}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b or (a != a and b != b), where
-
-
-def checkpoint(folder: Path) -> dict:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
 def test_killed_in_every_phase_it_ends_with_the_same_bits(tiny, run_file, tmp_path, monkeypatch):
@@ -776,11 +746,7 @@ def test_killed_in_every_phase_it_ends_with_the_same_bits(tiny, run_file, tmp_pa
     monkeypatch.setattr(Run, "log", log)
     resumed = run_file("mbrcsl", *args, results=tmp_path / "broken")
     assert resumed.returncode == 0, resumed.stderr
-    one, two = only_run(tmp_path / "straight"), only_run(tmp_path / "broken")
-    assert one.name == two.name
-    for file in ("episodes.parquet", "rollouts.parquet"):
-        assert (one / file).read_bytes() == (two / file).read_bytes()
-    assert_same(checkpoint(one), checkpoint(two))
+    assert_same_run(tmp_path / "straight", tmp_path / "broken", "rollouts.parquet")
 
 
 def test_records_of_a_whole_run(tiny, run_file, tmp_path):

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import signal
-import subprocess
-import time
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import command, small
+from helpers import small
 from online_toys import OnlineRun
+from resume import assert_same_run, checkpoint, kill, only_run
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 from toys import flat_dataset
@@ -455,15 +452,6 @@ def test_unusable_options_are_refused(options, message):
 # --- whole runs ---
 
 
-def only_run(results):
-    (folder,) = results.glob("runs/*/*/*")
-    return folder
-
-
-def checkpoint(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
-
-
 @pytest.mark.parametrize("preset", ["moorl", "rlpd", "sac"])
 def test_end_to_end(tiny, run_file, tmp_path, preset):
     more = {"critics": 3} if preset == "rlpd" else {}
@@ -489,25 +477,8 @@ def test_end_to_end(tiny, run_file, tmp_path, preset):
 def test_killed_online_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     args = small(tiny, **ONLINE | {"updates": 10, "checkpoint_every": 150})
     assert run_file("moorl", *args, results=tmp_path / "straight").returncode == 0
-    broken = tmp_path / "broken"
-    process = subprocess.Popen(command("moorl", *args, results=broken), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    killed = False
-    while process.poll() is None and time.monotonic() < deadline and not killed:
-        states = list(broken.glob("runs/*/*/*/status.json"))
-        if states and json.loads(states[0].read_text())["env_step"] >= 210:
-            process.send_signal(signal.SIGKILL)
-            killed = True
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    assert killed, "the run ended before it could be killed"
-    resumed = run_file("moorl", *args, results=broken)
+    kill("moorl", args, tmp_path / "broken", env_step=210)
+    resumed = run_file("moorl", *args, results=tmp_path / "broken")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "resuming after environment step" in resumed.stdout
-    one, two = only_run(tmp_path / "straight"), only_run(broken)
-    assert (one / "episodes.parquet").read_bytes() == (two / "episodes.parquet").read_bytes()
-    a, b = checkpoint(one)["objects"], checkpoint(two)["objects"]
-    for name in ("actor", "critic", "target", "temperature", "meta_actor", "meta_critic"):
-        assert all(torch.equal(a[name][k], b[name][k]) for k in a[name]), name
-    assert torch.equal(a["buffer"]["observations"], b["buffer"]["observations"])
+    assert_same_run(tmp_path / "straight", tmp_path / "broken")

@@ -15,35 +15,9 @@ import pandas as pd
 import pytest
 import torch
 from helpers import ROOT, command, small
+from resume import Killed, assert_same, assert_same_run, checkpoint, only_run
 
 from hoard.runners.evaluate import Evaluator
-
-
-def only_run(results: Path) -> Path:
-    (folder,) = results.glob("runs/*/*/*")
-    return folder
-
-
-def weights(folder: Path) -> dict:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
-
-
-def assert_same(a, b, where="") -> None:
-    """Equal to the bit, through dicts, lists and tensors; wall-clock numbers aside."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert set(a) == set(b), where
-        for key in a:
-            if key not in ("wall_time", "updates_per_second"):
-                assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for k, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f"{where}[{k}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b or (a != a and b != b), where
 
 
 def test_records(tiny, run_file, tmp_path):
@@ -118,15 +92,8 @@ def test_killed_and_resumed_equals_undisturbed(tiny, tmp_path, algo, options):
     assert kills >= 2, "the runs ended before they could be killed"
     resumed = subprocess.run(command(algo, *args, results=broken), capture_output=True, text=True, timeout=120)
     assert resumed.returncode == 0, resumed.stderr
-    one, two = only_run(straight), only_run(broken)
-    assert one.name == two.name
-    assert (one / "episodes.parquet").read_bytes() == (two / "episodes.parquet").read_bytes()
-    assert_same(weights(one), weights(two))
-    assert "resuming after update" in (two / "log.txt").read_text()
-
-
-class Killed(BaseException):
-    """Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
+    assert_same_run(straight, broken)
+    assert "resuming after update" in (only_run(broken) / "log.txt").read_text()
 
 
 def test_a_kill_at_any_write_loses_nothing(tiny, run_file, tmp_path, monkeypatch):
@@ -135,7 +102,6 @@ def test_a_kill_at_any_write_loses_nothing(tiny, run_file, tmp_path, monkeypatch
         tiny, updates=20, log_every=5, eval_every=10, checkpoint_every=5, eval_episodes=1, final_eval_episodes=1
     )
     run_file("rcsl", *args, results=tmp_path / "straight")
-    wanted = only_run(tmp_path / "straight")
     replace, done = os.replace, 0
     for k in range(1000):
         results, writes = tmp_path / str(k), 0
@@ -158,10 +124,8 @@ def test_a_kill_at_any_write_loses_nothing(tiny, run_file, tmp_path, monkeypatch
         if writes <= k // 2:
             break  # the run had no k-th write: every one has been tried
         assert run_file("rcsl", *args, results=results).returncode == 0
-        folder = only_run(results)
-        assert (folder / "episodes.parquet").read_bytes() == (wanted / "episodes.parquet").read_bytes()
-        assert_same(weights(folder), weights(wanted))
-        assert not list(folder.glob(".*.tmp"))
+        assert_same_run(results, tmp_path / "straight")
+        assert not list(only_run(results).glob(".*.tmp"))
     assert done > 20
 
 
@@ -180,9 +144,7 @@ def test_a_kill_during_an_evaluation(tiny, run_file, tmp_path, monkeypatch):
             run_file("iql", *args)
     monkeypatch.setattr(Evaluator, "_lockstep", lockstep)
     assert run_file("iql", *args).returncode == 0
-    one, two = only_run(tmp_path / "straight"), only_run(tmp_path / "results")
-    assert (one / "episodes.parquet").read_bytes() == (two / "episodes.parquet").read_bytes()
-    assert_same(weights(one), weights(two))
+    assert_same_run(tmp_path / "straight", tmp_path / "results")
 
 
 def test_asked_to_stop_it_checkpoints_and_goes_on(tiny, tmp_path):
@@ -196,7 +158,7 @@ def test_asked_to_stop_it_checkpoints_and_goes_on(tiny, tmp_path):
     folder = only_run(results)
     state = json.loads((folder / "status.json").read_text())
     assert state["status"] == "interrupted"
-    assert weights(folder)["update"] == state["update"] < 3000
+    assert checkpoint(folder)["update"] == state["update"] < 3000
     resumed = subprocess.run(command("rcsl", *args, results=results), capture_output=True, text=True, timeout=120)
     assert resumed.returncode == 0
     assert f"resuming after update {state['update']}" in resumed.stdout
@@ -248,8 +210,8 @@ def test_nan_in_a_loss_stops_the_run_and_names_the_update(tiny, run_file, tmp_pa
         ).returncode
         == 1
     )
-    assert weights(only_run(tmp_path / "2"))["update"] == 20
-    for tensor in weights(folder)["objects"]["critic"].values():
+    assert checkpoint(only_run(tmp_path / "2"))["update"] == 20
+    for tensor in checkpoint(folder)["objects"]["critic"].values():
         assert torch.isfinite(tensor).all()
 
 
@@ -329,7 +291,7 @@ def test_evaluating_does_not_change_training(tiny, run_file, tmp_path):
     """The weights after 60 updates do not depend on how often they were evaluated on the way."""
     for name, every in (("often", 15), ("once", 60)):
         assert run_file("iql", *small(tiny, eval_every=every), results=tmp_path / name).returncode == 0
-    often, once = (weights(only_run(tmp_path / name)) for name in ("often", "once"))
+    often, once = (checkpoint(only_run(tmp_path / name)) for name in ("often", "once"))
     assert_same(often["objects"], once["objects"])
     assert torch.equal(often["generator"], once["generator"])
     assert [row for row in often["episodes"] if row["final"]] == once["episodes"]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from resume import Killed, assert_same_run, only_run
 
 from hoard.runners import Run
 from hoard.runners.evaluate import evaluation_seed, training_seed
@@ -95,10 +96,6 @@ if __name__ == "__main__":
 '''
 
 
-class Killed(BaseException):
-    """Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
-
-
 @pytest.fixture
 def toy(tmp_path):
     file = tmp_path / "toy.py"
@@ -109,24 +106,6 @@ def toy(tmp_path):
 def options(dataset: str, **more: object) -> list[str]:
     values = {"dataset": dataset, "eval_every": 200, "checkpoint_every": 50, **more}
     return [part for k, v in values.items() for part in (f"--{k.replace('_', '-')}", str(v))]
-
-
-def only_run(results: Path) -> Path:
-    (folder,) = results.glob("runs/*/*/*")
-    return folder
-
-
-def without_clock(state):
-    if isinstance(state, dict):
-        return {k: without_clock(v) for k, v in state.items() if k not in ("wall_time", "updates_per_second")}
-    if isinstance(state, (list, tuple)):
-        return [without_clock(v) for v in state]
-    return state.tolist() if isinstance(state, torch.Tensor) else state
-
-
-def outcome(folder: Path):
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    return (folder / "episodes.parquet").read_bytes(), json.dumps(without_clock(state))
 
 
 def test_every_stage_runs_once_in_order_and_is_recorded(tiny, toy, run_file, tmp_path):
@@ -165,7 +144,6 @@ def test_a_kill_in_any_stage_loses_nothing(tiny, toy, run_file, tmp_path, monkey
     """It dies right after each of its checkpoints, or somewhere between two, and goes on each time."""
     args = options(tiny, checkpoint_every=6)
     assert run_file(toy, *args, results=tmp_path / "straight").returncode == 0
-    wanted = outcome(only_run(tmp_path / "straight"))
 
     replace, log = os.replace, Run.log
 
@@ -188,7 +166,7 @@ def test_a_kill_in_any_stage_loses_nothing(tiny, toy, run_file, tmp_path, monkey
         break
     assert done.returncode == 0
     assert kills == 3 + 2 + 4 + 3  # one at each checkpoint: rounds 6, 12, 15; 6, 9; 6, 12, 18, 20; steps 200, 400, 450
-    assert outcome(only_run(tmp_path / "often")) == wanted
+    assert_same_run(tmp_path / "straight", tmp_path / "often")
 
     for life in (5, 13, 8, 25, 50, 100):  # rounds that the process sees before it dies
         seen = 0
@@ -205,7 +183,7 @@ def test_a_kill_in_any_stage_loses_nothing(tiny, toy, run_file, tmp_path, monkey
             run_file(toy, *args, results=tmp_path / "between")
         monkeypatch.setattr(Run, "log", log)
     assert run_file(toy, *args, results=tmp_path / "between").returncode == 0
-    assert outcome(only_run(tmp_path / "between")) == wanted
+    assert_same_run(tmp_path / "straight", tmp_path / "between")
 
 
 def test_asked_to_stop_online_it_waits_for_the_end_of_the_episode(tiny, toy, run_file, tmp_path):
