@@ -54,7 +54,7 @@ def curves(results: Results, metric: str = "score", *, resamples: int = BAND_RES
             if own.empty:
                 _remark(axes, "no finished run", 0.5)
         handles = [Line2D([], [], **styles[method], linewidth=2, label=method) for method in results.methods]
-        rows = math.ceil(len(handles) / 6)
+        rows = math.ceil(len(handles) / (6 if len(results.datasets) > 1 else 3))  # one panel is a narrow figure
         figure.legend(handles=handles, loc="outside upper center", ncols=math.ceil(len(handles) / rows), frameon=False)
         caption = f"line: IQM over seeds; band: {100 * stats.LEVEL:g} % bootstrap interval ({resamples:,} resamples)"
         _caption(figure, caption)

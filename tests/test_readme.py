@@ -24,6 +24,23 @@ def test_table_is_the_experiments_table(suite):
             assert number in source[dataset, method], f"{number} is not in the {suite} table"
 
 
+def test_the_papers_table_is_the_experiments_and_the_published_one():
+    """One dataset, so no column for it; the last column is the paper's, from the file of published numbers."""
+    shown = re.search(r"<!-- table:paper-mbrcsl -->\n(.*?)<!-- /table -->", README, re.S)
+    assert shown
+    table = (ROOT / "analysis" / "experiments" / "paper-mbrcsl" / "table.md").read_text().split("## ")
+    ours = {cells[1]: cells for cells in map(cells_of, table[1].splitlines()) if len(cells) > 5}
+    (beside,) = (part for part in table if part.startswith("Beside"))
+    theirs = {cells[0]: cells[-1] for cells in map(cells_of, beside.splitlines())}
+    rows = [line for line in shown[1].splitlines() if line.startswith("|")][2:]
+    assert {cells_of(row)[0] for row in rows} == set(ours) - {"method", ":--"}
+    for row in rows:
+        method, *numbers, paper = cells_of(row)
+        for number in numbers:
+            assert number in ours[method], f"{number} is not in the table of {method}"
+        assert paper == theirs[method].replace("–", "")
+
+
 def cells_of(line: str) -> list[str]:
     return [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
 
@@ -42,5 +59,5 @@ def test_datasets_and_suites_named_are_known():
 
     for dataset_id in re.findall(r"hoard/[a-z0-9]+/[a-z0-9-]+-v0", README):
         assert recipes.is_known(dataset_id), dataset_id
-    for name in re.findall(r"SUITE=(\w+)", README):
+    for name in re.findall(r"SUITE=([\w-]+)", README):
         assert name in suites.available()
