@@ -6,11 +6,16 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from helpers import command
+
+from hoard.runners import Run
 
 
 class Killed(BaseException):
@@ -40,6 +45,24 @@ def kill(algo: str, args: list[str], results: Path, **reached: int) -> None:
     process.kill()
     process.wait()
     assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+@contextmanager
+def dying_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int) -> Iterator[None]:
+    """What runs inside dies, with `Killed`, at the `call`-th call of `Run.<method>`; fails if it lives on."""
+    original, seen = getattr(Run, method), 0
+
+    def mortal(self: Run, *args: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == call:
+            raise Killed
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, method, mortal)
+        with pytest.raises(Killed):
+            yield
 
 
 def assert_same(a: Any, b: Any, where: str = "") -> None:

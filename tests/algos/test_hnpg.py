@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from resume import Killed, assert_same_run, kill, only_run
+from resume import assert_same_run, dying_at, kill, only_run
 from toys import FakeRun, make_dataset
 
 from hoard.algos import hnpg
 from hoard.datasets import minari_store
 from hoard.datasets.in_memory import dataset_of
 from hoard.datasets.recipes import comblock
-from hoard.runners import Run
 
 LOCK = "test/comblock-v0"
 
@@ -514,21 +513,9 @@ def test_a_death_among_single_episodes_loses_nothing(tiny, run_file, tmp_path, m
     """The training environment steps one episode at a time; the process dies in the middle of one, twice."""
     args = options(tiny, online_steps=1600, batch_steps=200, checkpoint_every=400, eval_every=800)
     assert run_file("hnpg", *args, results=tmp_path / "straight").returncode == 0
-    stepped = Run._stepped
-    for life in (730, 510):
-        seen = 0
-
-        def mortal(self, finished_return, life=life):
-            nonlocal seen
-            seen += 1
-            if seen == life:
-                raise Killed
-            stepped(self, finished_return)
-
-        monkeypatch.setattr(Run, "_stepped", mortal)
-        with pytest.raises(Killed):
+    for step in (730, 510):
+        with dying_at(monkeypatch, "_stepped", step):
             run_file("hnpg", *args, results=tmp_path / "broken")
-        monkeypatch.setattr(Run, "_stepped", stepped)
     resumed = run_file("hnpg", *args, results=tmp_path / "broken")
     assert "resuming after environment step 800" in resumed.stdout
     assert_same_run(tmp_path / "straight", tmp_path / "broken")

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from helpers import ROOT
-from resume import Killed, assert_same_run, checkpoint, only_run
+from resume import assert_same_run, checkpoint, dying_at, only_run
 
-from hoard.runners import Run
 from hoard.runners.main import main
 from hoard.runners.plan import import_file
 
@@ -60,21 +59,9 @@ def test_no_transition_of_the_dataset_is_stored(straight):
 
 
 def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path, straight, monkeypatch):
-    log = Run.log
-    for life in (30, 150):  # before the first checkpoint with updates behind it, and after it
-        seen = 0
-
-        def mortal(self, metrics, life=life):
-            nonlocal seen
-            seen += 1
-            if seen == life:
-                raise Killed
-            log(self, metrics)
-
-        monkeypatch.setattr(Run, "log", mortal)
-        with pytest.raises(Killed):
+    for call in (30, 150):  # before the first checkpoint with updates behind it, and after it
+        with dying_at(monkeypatch, "log", call):
             run_file("sac", *options(tiny))
-        monkeypatch.setattr(Run, "log", log)
     torch.randn(17)  # whatever else happened to the global stream between two starts
     assert run_file("sac", *options(tiny)).returncode == 0
     assert "resuming after environment step 200" in (only_run(tmp_path / "results") / "log.txt").read_text()

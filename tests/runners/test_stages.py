@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from resume import Killed, assert_same_run, only_run
+from resume import Killed, assert_same_run, dying_at, only_run
 
-from hoard.runners import Run
 from hoard.runners.evaluate import evaluation_seed, training_seed
 from hoard.runners.training_env import TrainingEnv
 
@@ -145,7 +144,7 @@ def test_a_kill_in_any_stage_loses_nothing(tiny, toy, run_file, tmp_path, monkey
     args = options(tiny, checkpoint_every=6)
     assert run_file(toy, *args, results=tmp_path / "straight").returncode == 0
 
-    replace, log = os.replace, Run.log
+    replace = os.replace
 
     def at_a_checkpoint(source, target):
         replace(source, target)
@@ -168,20 +167,9 @@ def test_a_kill_in_any_stage_loses_nothing(tiny, toy, run_file, tmp_path, monkey
     assert kills == 3 + 2 + 4 + 3  # one at each checkpoint: rounds 6, 12, 15; 6, 9; 6, 12, 18, 20; steps 200, 400, 450
     assert_same_run(tmp_path / "straight", tmp_path / "often")
 
-    for life in (5, 13, 8, 25, 50, 100):  # rounds that the process sees before it dies
-        seen = 0
-
-        def mortal(self, metrics, life=life):
-            nonlocal seen
-            seen += 1
-            if seen == life:
-                raise Killed
-            log(self, metrics)
-
-        monkeypatch.setattr(Run, "log", mortal)
-        with pytest.raises(Killed):
+    for call in (5, 13, 8, 25, 50, 100):  # rounds that the process sees before it dies
+        with dying_at(monkeypatch, "log", call):
             run_file(toy, *args, results=tmp_path / "between")
-        monkeypatch.setattr(Run, "log", log)
     assert run_file(toy, *args, results=tmp_path / "between").returncode == 0
     assert_same_run(tmp_path / "straight", tmp_path / "between")
 
