@@ -149,16 +149,16 @@ def _known(path: Path, section: dict[str, Any], *keys: str) -> None:
 
 
 def parse_seeds(text: str | int) -> tuple[int, ...]:
-    """`5` means seeds 0..4; `3,4,9` means those. Raises SuiteError otherwise."""
+    """`5` means seeds 0..4; `3,4,9` means those, `7,` that one. Raises SuiteError otherwise."""
     try:
         if isinstance(text, str) and "," in text:
-            seeds = tuple(int(part) for part in text.split(","))
+            seeds = tuple(int(part) for part in text.removesuffix(",").split(","))
         else:
             seeds = tuple(range(int(text)))
     except ValueError:
         seeds = ()
     if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
-        raise SuiteError(f"seeds '{text}': give a count like 5 or a list of different numbers like 0,1,2")
+        raise SuiteError(f"seeds '{text}': give a count like 5 or a list of different numbers like 0,1,2 (one: 7,)")
     return seeds
 
 

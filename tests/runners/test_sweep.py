@@ -286,6 +286,7 @@ def test_later_sections_of_a_suite_win(suite_file):
 def test_seeds():
     assert parse_seeds("3") == (0, 1, 2)
     assert parse_seeds("4,9") == (4, 9)
+    assert parse_seeds("7,") == (7,)
     for wrong in ("0", "-1", "1,1", "x", "1,-2"):
         with pytest.raises(SuiteError):
             parse_seeds(wrong)
