@@ -11,8 +11,9 @@
 
 HalfCheetah, Hopper and Walker2d are Gymnasium's v4 as they are: v5 differs (Walker2d's friction, Hopper's last reward).
 Constants are those of D4RL's source (version 1.1 of the package). The simulator is not: D4RL's was MuJoCo 2 through
-mujoco-py. What has been compared with real data is the door (one-step replay of 6,729 recorded steps, error below
-1e-6); mazes and ants are built to the same description but nobody has compared them with the published files.
+mujoco-py, whose limbs were lighter and whose Hopper and Ant touched the ground differently (README.md here). What has
+been compared with real data is the door (one-step replay of 6,729 recorded steps, error below 1e-6); mazes and ants
+are built to the same description but nobody has compared them with the published files.
 """
 
 from __future__ import annotations

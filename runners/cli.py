@@ -45,18 +45,21 @@ def main(argv: list[str] | None = None) -> None:
             ("make", "generate or fetch"),
             ("info", "data card: sizes, returns, quality, coverage, spaces, references, hash"),
             ("check", "validate from the files to a replay in the environment; exit status 1 if anything failed"),
+            ("versions", "replay MuJoCo steps in other versions of their environment (Hopper-v4: random steps of it)"),
         )
     }
     for command in ids.values():
         command.add_argument("id", nargs="+")
-    info, check = ids["info"], ids["check"]
-    for command in (listing, info, check):
+    info, check, versions = ids["info"], ids["check"], ids["versions"]
+    for command in (listing, info, check, versions):
         command.add_argument("--json", action="store_true", help="for machines: one JSON object per line and dataset")
     info.add_argument("--figure", type=Path, metavar="FILE", help="draw the card of one dataset (.png, .pdf or .svg)")
     info.add_argument("--reference", metavar="ID", help="dataset to which state-action coverage is relative (SACo)")
     info.add_argument("--bins", type=int, default=10, help="cells per column for counting coverage (default: 10)")
     check.add_argument("--sample", type=int, default=200, help="steps to replay in the environment (default: 200)")
-    check.add_argument("--seed", type=int, default=0, help="seed that chooses them (default: 0)")
+    versions.add_argument("--sample", type=int, default=10_000, help="steps to replay in each version (default: 10000)")
+    for command in (check, versions):
+        command.add_argument("--seed", type=int, default=0, help="seed that chooses them (default: 0)")
     train = commands.add_parser("train", help="one run: hoard train ALGO [its options]")
     train.add_argument("algo")
     commands.add_parser("suites", help="list suites and algorithms")
@@ -131,7 +134,14 @@ def _show(folder: Path) -> None:
 
 
 def _data(args: argparse.Namespace) -> int:
-    return {"list": _data_list, "make": _data_make, "info": _data_info, "check": _data_check}[args.action](args)
+    actions = {
+        "list": _data_list,
+        "make": _data_make,
+        "info": _data_info,
+        "check": _data_check,
+        "versions": _data_versions,
+    }
+    return actions[args.action](args)
 
 
 def _data_list(args: argparse.Namespace) -> int:
@@ -188,10 +198,8 @@ def _data_info(args: argparse.Namespace) -> int:
 
 def _data_check(args: argparse.Namespace) -> int:
     from hoard.datasets.check import check
-    from hoard.runners.main import BadInput
 
-    if args.sample < 1 or args.seed < 0:
-        raise BadInput("--sample must be at least 1 and --seed at least 0")
+    _check_sample(args)
     failed = 0
     for dataset_id in args.id:
         _ensure(dataset_id)
@@ -206,6 +214,31 @@ def _data_check(args: argparse.Namespace) -> int:
             print(f"  {finding.status:8} {finding.name:14} {finding.text}")
         print("  " + ", ".join(f"{count} {status}" for status, count in counts.items()), flush=True)
     return 1 if failed else 0
+
+
+def _data_versions(args: argparse.Namespace) -> int:
+    from hoard.datasets import versions
+
+    _check_sample(args)
+    for dataset_id in args.id:
+        versions.check_id(dataset_id)
+    comparisons = []
+    for dataset_id in args.id:
+        if dataset_id not in versions.ENV_IDS:
+            _ensure(dataset_id)
+        comparisons.append(versions.compare(dataset_id, args.sample, args.seed))
+        if args.json:
+            print(json.dumps(comparisons[-1], sort_keys=True), flush=True)
+    if not args.json:
+        print(versions.as_markdown(comparisons))
+    return 0
+
+
+def _check_sample(args: argparse.Namespace) -> None:
+    from hoard.runners.main import BadInput
+
+    if args.sample < 1 or args.seed < 0:
+        raise BadInput("--sample must be at least 1 and --seed at least 0")
 
 
 def _ensure(dataset_id: str) -> bool:

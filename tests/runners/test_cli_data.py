@@ -91,6 +91,9 @@ def test_figure(hoard, tiny, tmp_path, suffix, magic):
         (["info", "{tiny}", "--reference", "hoard/pendulum/mixd-v0"], "hoard/pendulum/mixed-v0"),
         (["check", "{tiny}", "--sample", "0"], "--sample must be at least 1"),
         (["check", "hoard/pointmaze/stich-v0"], "nearest: hoard/pointmaze/stitch-v0"),
+        (["versions", "Hopper-v4", "--sample", "0"], "--sample must be at least 1"),
+        (["versions", "Hopper-v4", "Swimmer-v4"], "Swimmer-v4: there are recordings of Hopper-v4"),
+        (["versions", "{tiny}"], "Pendulum-v1 cannot be replayed in other versions"),
         (["make", "d4rl:hoper-medium-v2"], "d4rl:hopper-medium-v2"),
         (["info", "not an id"], "nearest: "),
         (["forget", "{tiny}"], "invalid choice"),
@@ -118,3 +121,13 @@ def test_a_failed_check_is_exit_status_1(hoard, broken):
     content = json.loads(hoard("check", broken, "--json", "--sample", "50")[1])
     assert (content["failed"], content["ok"]) == (1, 11)
     assert "50 replayed steps differ" in content["findings"][-1]["text"]
+
+
+def test_versions_is_one_table_or_one_json_line_for_each_id(hoard):
+    status, out, _ = hoard("versions", "Hopper-v4", "HalfCheetah-v5", "--sample", "30")
+    assert status == 0
+    assert len(out.splitlines()) == 2 + 2 * 4
+    lines = hoard("versions", "Hopper-v4", "HalfCheetah-v5", "--sample", "30", "--seed", "2", "--json")[1].splitlines()
+    contents = [json.loads(line) for line in lines]
+    assert [content["id"] for content in contents] == ["Hopper-v4", "HalfCheetah-v5"]
+    assert contents[0]["replays"][0]["steps"] == 30
