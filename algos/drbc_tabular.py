@@ -15,18 +15,28 @@ continuous actions.
 We could read the paper's abstract and reviews only. The recursion of the bound, the mixture of step 4 and the clone's
 regulariser are from memory, in part inferred; the bonus is simplified, the paper's uses the variance of values:
 b = c (H - h) sqrt(log(4 S A H n / delta) / n), c = `bonus`, and (H - h) where n = 0. c = 1 is vacuous for the budgets
-here, so with a smaller one the bound is an indication, not a guarantee. Further choices of ours: counts are pooled over
-the steps of an episode, since the transitions do not depend on them (the theory counts each step for itself); rewards
-are estimated too; the policy goes on improving once G <= epsilon, which the log and `learner/stopped` record.
+here, so with a smaller one the bound is an indication, not a guarantee. Further choices of ours: rewards are estimated
+too; the policy goes on improving once G <= epsilon, which the log and `learner/stopped` record; and n and p are pooled
+over the steps of an episode, since the transitions do not depend on them. `pooled false` counts each step for itself,
+as the theory does, which makes exploring up to H times as long (and takes H tables of S A S numbers).
 
 `w` is `kl_weight`, or the theory's epsilon / KL(expert || clone) with the KL put at kl_constant * S A H /
-demonstrations, as it cannot be observed. Measured constants: 0.02 to 0.06 in hoard's chain (10 to 300 demonstrations),
-0.10 to 0.17 on a 5 x 5 grid, 0.002 to 0.01 on the 21 x 21 grid, most of which no expert enters. `prior uniform`
-ignores the demonstrations: entropy-regularised RL.
+demonstrations, as it cannot be observed, and at most at H log A, which no policy's KL to the uniform one exceeds.
+Measured constants: 0.02 to 0.08 in hoard's chain (10 to 3000 demonstrations), 0.10 to 0.17 on a 5 x 5 grid, 0.002 to
+0.016 on the 21 x 21 grid, most of which no expert enters.
 
-The headline policy is that of step 2; the variant `model` plans without a bonus. Metrics `exact/*` come from the true
-MDP, which the learner never sees: `exact/suboptimality` is V* - V of the headline policy, `exact/kl` is
-KL(headline || clone) over an episode.
+`prior uniform` ignores the demonstrations: entropy-regularised RL, its theory's w being epsilon / (H log A).
+`kl_weight 0` is UCBVI, without any prior: V = max_a Q, the policy greedy in Q_up (actions of equal value share the
+probability), and a bound without the quadratic term, G = min(steps that remain, <pi, (1 + 1/H) p G' + 3b>): what Q_up
+of the action taken exceeds the truth by, which is its own b and the b that the estimate may err by, and the b with
+which step 3, too, goes from the true to the estimated p (derived here, second-order terms left to that b as there).
+UCBVI proper has no step 4 either: the preset `ucbvi`.
+
+The headline policy is that of step 2; the variant `model` plans without a bonus. Metrics `exact/*`, a value at each
+evaluation, come from the true MDP, which the learner never sees: `optimum` is V*, `suboptimality` is V* - V of the
+headline policy and `model_suboptimality` of the variant's, `kl` is KL(headline || prior) over an episode, and
+`expert_kl` is KL(expert || prior) where the expert is known, on the datasets of hoard's recipe. With `eval_every` a
+multiple of `log_every` no two of them are averaged; `python -m hoard.analysis.demonstrations` reads them.
 
 Run: `python algos/drbc_tabular.py --dataset hoard/doublechain/expert-v0 --demonstrations 10`. Shared with every
 algorithm: hoard.datasets, hoard.runners, and the exact solvers of hoard.envs.tabular.
@@ -39,24 +49,26 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from hoard.datasets import Dataset
+from hoard.datasets.recipes.tabular import expert_policy
 from hoard.envs import TabularEnv, make_env, tabular
 from hoard.runners import History, Run, main
 
 
 @dataclass
 class Config:
-    """Tabular DRBC. `updates` counts plans; the first `updates` rounds only evaluate the clone."""
+    """Tabular DRBC. `updates` counts plans; the first `updates` rounds only evaluate the prior."""
 
     # --- experiment ---
     dataset: str = "hoard/doublechain/expert-v0"  # a dataset with one-hot states and actions
     seed: int = 0  # seed of everything random in this run
     device: str = "cpu"  # where the evaluation keeps its tensors; planning is numpy
     threads: int = 1  # torch CPU threads
-    updates: int = 1  # rounds before the online stage, which evaluate the clone (it is a count: nothing to train)
-    online_steps: int = 4000  # environment steps; *_every count them; 0: the clone alone
+    updates: int = 1  # rounds before the online stage, which evaluate the prior (it is a count: nothing to train)
+    online_steps: int = 4000  # environment steps; *_every count them; 0: the prior alone
     log_every: int = 100  # steps per row of training metrics
     eval_every: int = 500  # steps between evaluations
     eval_episodes: int = 20  # episodes of each evaluation on the way
@@ -67,28 +79,37 @@ class Config:
     smoothing: float = 1.0  # pseudo-count of every action; 0 is maximum likelihood, uniform where nothing was seen
     prior: Literal["clone", "uniform"] = "clone"  # what the policy is held to
     # --- RL ---
-    kl_weight: float | None = None  # w; None is the theory's, see above
+    kl_weight: float | None = None  # w; None is the theory's, 0 is UCBVI, see above
     epsilon: float = 0.5  # accuracy asked for: sets the theory's w, and when the bound counts as reached
     kl_constant: float = 0.05  # KL(expert || clone) is taken for this * S A H / demonstrations
     bonus: float = 0.02  # c, scale of the bonus
     delta: float = 0.1  # probability of failure in the bonus
+    pooled: bool = True  # one count for all steps of an episode; false: one for each
     explore: bool = True  # the one step of step 4; false follows the optimistic policy throughout
 
 
-PRESETS: dict[str, dict[str, Any]] = {"drbc": {}, "uniform": {"prior": "uniform", "kl_weight": 0.05}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "drbc": {},
+    "uniform": {"prior": "uniform"},
+    "ucbvi": {"prior": "uniform", "kl_weight": 0.0, "explore": False},
+}
 
 
 class Model:
-    """What has been seen: transition counts (S, A, S) and reward sums (S, A), pooled over the steps of episodes."""
+    """What has been seen: transition counts (K, S, A, S), reward sums (K, S, A); K = H, or 1 where steps are pooled."""
 
-    def __init__(self, states: int, actions: int) -> None:
-        self.counts = np.zeros((states, actions, states))
-        self.rewards = np.zeros((states, actions))
+    def __init__(self, states: int, actions: int, tables: int = 1) -> None:
+        self.counts = np.zeros((tables, states, actions, states))
+        self.rewards = np.zeros((tables, states, actions))
         self.stopped = 0  # environment step at which the bound was first reached; 0: not yet
 
-    def add(self, state: int, action: int, reward: float, following: int) -> None:
-        self.counts[state, action, following] += 1
-        self.rewards[state, action] += reward
+    def table(self, h: int) -> int:
+        """The table of step h."""
+        return h if len(self.counts) > 1 else 0
+
+    def add(self, h: int, state: int, action: int, reward: float, following: int) -> None:
+        self.counts[self.table(h), state, action, following] += 1
+        self.rewards[self.table(h), state, action] += reward
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -113,25 +134,29 @@ class Plan:
 
 
 def make_plan(model: Model, prior: np.ndarray, weight: float, bonus: float, delta: float) -> Plan:
-    """Steps 2 and 3 of the file's notes; `prior` (H, S, A). With bonus 0, the plan of the model as estimated."""
+    """Steps 2 and 3 of the file's notes; `prior` (H, S, A), which weight 0 makes no use of.
+
+    With bonus 0, the plan of the model as estimated.
+    """
     horizon, states, actions = prior.shape
+    counts = [csr_array(table) for table in model.counts.reshape(-1, states * actions, states)]
     n = model.counts.sum(axis=-1)
     seen = np.maximum(n, 1)
-    p, r = model.counts / seen[..., None], model.rewards / seen
     radius = np.sqrt(np.log(4 * states * actions * horizon * seen / delta) / seen)
     policy, width = np.empty(prior.shape), np.empty(prior.shape)
     up, lo, gap = np.zeros(states), np.zeros(states), np.zeros((horizon + 1, states))
     for h in reversed(range(horizon)):
-        remain = horizon - h
-        b = np.where(n > 0, bonus * remain * radius, remain) if bonus else np.zeros_like(n)
-        ahead = p @ np.stack([up, lo, gap[h + 1]], axis=-1)  # (S, A, 3)
+        remain, k = horizon - h, model.table(h)
+        b = np.where(n[k] > 0, bonus * remain * radius[k], remain) if bonus else np.zeros((states, actions))
+        ahead = (counts[k] @ np.stack([up, lo, gap[h + 1]], axis=-1)).reshape(states, actions, 3) / seen[k][..., None]
+        r = model.rewards[k] / seen[k]
         q_up = np.clip(r + ahead[..., 0] + b, 0, remain)
         q_lo = np.clip(r + ahead[..., 1] - b, 0, remain)
-        up, policy[h] = tabular.soft_backup(q_up, prior[h], weight)
-        lo, _ = tabular.soft_backup(q_lo, prior[h], weight)
+        (up, lo), (policy[h], _) = tabular.soft_backup(np.stack([q_up, q_lo]), prior[h], weight)
         width[h] = q_up - q_lo
-        carried = (policy[h] * ((1 + 1 / horizon) * ahead[..., 2] + b)).sum(axis=-1)
-        gap[h] = np.minimum(carried + width[h].max(axis=-1) ** 2 / (2 * weight), remain)
+        carried = (policy[h] * ((1 + 1 / horizon) * ahead[..., 2] + (b if weight else 3 * b))).sum(axis=-1)
+        curvature = width[h].max(axis=-1) ** 2 / (2 * weight) if weight else 0.0
+        gap[h] = np.minimum(carried + curvature, remain)
     return Plan(policy, width, gap, up)
 
 
@@ -162,7 +187,10 @@ def weight_of(cfg: Config, states: int, actions: int, horizon: int, demonstratio
     """w: as given, or the theory's."""
     if cfg.kl_weight is not None:
         return cfg.kl_weight
-    return cfg.epsilon * demonstrations / (cfg.kl_constant * states * actions * horizon)
+    kl = horizon * np.log(actions)  # no policy is further from the uniform one
+    if cfg.prior == "clone":
+        kl = min(kl, cfg.kl_constant * states * actions * horizon / demonstrations)
+    return float(cfg.epsilon / kl)
 
 
 def acting(policy: np.ndarray, run: Run):
@@ -189,23 +217,26 @@ def train(cfg: Config, run: Run) -> None:
     truth = make_env(dataset.env_spec).unwrapped
     exact = truth.mdp if isinstance(truth, TabularEnv) else None
     best = exact.start @ tabular.value_iteration(exact)[1][0] if exact else 0.0
-    model = Model(states, actions)
+    expert = expert_policy(dataset.id, exact) if exact else None
+    expert_kl = tabular.trajectory_kl(exact, expert, prior) if exact and expert is not None else np.inf
+    model = Model(states, actions, 1 if cfg.pooled else horizon)
     env = run.training_env() if cfg.online_steps else None
     run.register(model=model)
 
-    def report(policy: np.ndarray) -> dict[str, Tensor]:
+    def report(headline: np.ndarray, estimated: np.ndarray) -> dict[str, Tensor]:
         if exact is None:
             return {}
-        value = exact.start @ tabular.evaluate_policy(exact, policy)[0]
-        found = {"suboptimality": best - value, "kl": tabular.trajectory_kl(exact, policy, clone)}
+        lacking = [best - exact.start @ tabular.evaluate_policy(exact, policy)[0] for policy in (headline, estimated)]
+        found = {"optimum": best, "suboptimality": lacking[0], "model_suboptimality": lacking[1]}
+        found |= {"kl": tabular.trajectory_kl(exact, headline, prior), "expert_kl": expert_kl}
         return {f"exact/{name}": torch.tensor(number) for name, number in found.items() if np.isfinite(number)}
 
     if not run.update and not run.env_step:
         run.say(f"{states} states, {actions} actions, {horizon} steps; kl_weight {weight:.4g}")
     for _ in run.loop(cfg.updates):
-        run.log(report(clone))
         if run.evaluation_due:
-            run.evaluate(acting(clone, run))
+            run.log(report(prior, prior))
+            run.evaluate(acting(prior, run))
     if env is None:
         return
 
@@ -228,14 +259,14 @@ def train(cfg: Config, run: Run) -> None:
             u = torch.rand((), generator=run.generator, device=run.device, dtype=torch.float64).item()
             action = min(int((plan.policy[h, state].cumsum() <= u).sum()), actions - 1)
         _, _, reward, following, _, _ = env.step(np.eye(actions, dtype=np.float32)[action])
-        model.add(state, action, reward, int(following.argmax()))
+        model.add(h, state, action, reward, int(following.argmax()))
         h += 1
         if run.evaluation_due:
-            run.log(report(plan.policy))
+            estimated = make_plan(model, prior, weight, 0.0, cfg.delta).policy
+            run.log(report(plan.policy, estimated))
             run.evaluate(acting(plan.policy, run))
             if run.env_step >= cfg.online_steps:
-                estimated = make_plan(model, prior, weight, 0.0, cfg.delta)
-                run.evaluate(acting(estimated.policy, run), variant="model")
+                run.evaluate(acting(estimated, run), variant="model")
 
 
 def check(cfg: Config) -> None:
@@ -243,10 +274,10 @@ def check(cfg: Config) -> None:
     for name in ("epsilon", "kl_constant", "delta"):
         if getattr(cfg, name) <= 0:
             raise ValueError(f"{name} {getattr(cfg, name)} must be positive")
-    if cfg.kl_weight is not None and cfg.kl_weight <= 0:
-        raise ValueError(f"kl_weight {cfg.kl_weight} must be positive: the bound divides by it")
-    for name in ("smoothing", "bonus", "demonstrations"):
-        if getattr(cfg, name) < 0:
+    if cfg.kl_weight == 0 and cfg.prior != "uniform":
+        raise ValueError("kl_weight 0 makes no use of a clone: say so with prior uniform, or take the preset ucbvi")
+    for name in ("smoothing", "bonus", "demonstrations", "kl_weight"):
+        if (getattr(cfg, name) or 0) < 0:
             raise ValueError(f"{name} {getattr(cfg, name)} must not be negative")
 
 

@@ -95,8 +95,8 @@ def grid_world(
         row, column = divmod(s, size)
         for action in range(4):
             for k, (down, right) in enumerate(moves):
-                to = np.clip(row + down, 0, size - 1) * size + np.clip(column + right, 0, size - 1)
-                transition[s, action, to] += success if k == action else (1 - success) / 3
+                to = min(max(row + down, 0), size - 1), min(max(column + right, 0), size - 1)
+                transition[s, action, to[0] * size + to[1]] += success if k == action else (1 - success) / 3
     reward = np.zeros((horizon, states, 4))
     reward[:, goal[0] * size + goal[1]] = 1
     return FiniteMDP(transition, reward, np.eye(states)[start[0] * size + start[1]])
@@ -178,7 +178,7 @@ def occupancy(mdp: FiniteMDP, policy: np.ndarray) -> np.ndarray:
     out = np.empty((mdp.horizon + 1, mdp.states))
     out[0] = mdp.start
     for h in range(mdp.horizon):
-        out[h + 1] = np.einsum("s,sa,sat->t", out[h], policy[h], mdp.transition)
+        out[h + 1] = (out[h][:, None] * policy[h]).ravel() @ mdp.transition.reshape(-1, mdp.states)
     return out
 
 

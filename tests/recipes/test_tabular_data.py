@@ -14,7 +14,7 @@ from hoard.envs import make_env, tabular
 def test_expert_data(problem):
     seen = []
     recording = recipes.generate(f"hoard/{problem}/expert-v0", lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (6000, 6000)
+    assert seen[-1] == (60_000, 60_000)
     again = recipe.record(problem, episodes=3)
     for a, b in zip(again.episodes, recording.episodes):  # more episodes are other draws: only the start is common
         assert (a.observations[0] == b.observations[0]).all()
@@ -42,3 +42,15 @@ def test_expert_data(problem):
     uniform = tabular.evaluate_policy(mdp, tabular.uniform_policy(mdp))
     assert recording.ref_min_score == pytest.approx(mdp.start @ uniform[0])
     assert recording.ref_min_score < value < recording.ref_max_score
+
+
+def test_the_policy_behind_the_data_is_known_for_these_sets_alone():
+    mdp = tabular.double_chain()
+    expert = recipe.expert_policy("hoard/doublechain/expert-v0", mdp)
+    assert (expert == tabular.soft_expert(mdp, recipe.TEMPERATURE)).all()
+    recording = recipe.record("doublechain", episodes=400)
+    taken = np.mean([episode.actions[0].argmax() for episode in recording.episodes])
+    p = expert[0, 15, 1]
+    assert abs(taken - p) < 5 * np.sqrt(p * (1 - p) / 400) + 1e-9
+    for other in ("test/doublechain-v0", "hoard/doublechain/expert-v1", "hoard/comblock/h5-v0"):
+        assert recipe.expert_policy(other, mdp) is None
