@@ -10,9 +10,11 @@
     [method.bc10]                          # a row of the tables
     algo = "rcsl"                          # file in algos/ (default: the method's name)
     options = { preset = "bc10" }          # for this method
+    datasets = ["hoard/..."]               # only on these of the suite's (default: all)
     [method.bc10.dataset."hoard/..."]      # for this method on that dataset
 
-Later sections win. A file of algos/ that the suite does not name can be asked for all the same (see `select`).
+Later sections win. Datasets chosen on the command line are met by every method. A file of algos/ that the suite does
+not name can be asked for all the same (see `select`).
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Method:
     algo: str
     options: dict[str, Any] = field(default_factory=dict)
     by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
+    datasets: tuple[str, ...] | None = None  # those it is limited to
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Suite:
             for seed in self.seeds
             for d in self.datasets
             for m in self.methods
+            if m.datasets is None or d in m.datasets
         ]
 
 
@@ -128,8 +132,21 @@ def read(name: str) -> Suite:
         raise SuiteError(f"{path}: metric must be 'score', 'return' or 'success'")
     methods = []
     for key, section in raw["method"].items():
-        _known(path, section, "algo", "options", "dataset")
-        methods.append(Method(key, section.get("algo", key), section.get("options", {}), section.get("dataset", {})))
+        _known(path, section, "algo", "options", "dataset", "datasets")
+        own = section.get("datasets")
+        for dataset in own or []:
+            if dataset not in raw["datasets"]:
+                near = nearest(dataset, raw["datasets"])
+                raise SuiteError(f"{path}: method '{key}': '{dataset}' is not a dataset of the suite; nearest: {near}")
+        methods.append(
+            Method(
+                key,
+                section.get("algo", key),
+                section.get("options", {}),
+                section.get("dataset", {}),
+                None if own is None else tuple(own),
+            )
+        )
     return Suite(
         name=path.stem,
         description=raw["description"],
@@ -186,6 +203,8 @@ def select(
             replace(m, options=m.options | overrides, by_dataset={d: o | overrides for d, o in m.by_dataset.items()})
             for m in methods
         ]
+    if datasets:
+        methods = [replace(m, datasets=None) for m in methods]
     return replace(
         suite,
         methods=tuple(methods),

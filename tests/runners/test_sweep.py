@@ -259,6 +259,7 @@ def test_unknown_suites_and_unwritable_results(suite_file, tmp_path, capsys):
         (("description", "descriptoin"), "unknown key 'descriptoin'"),
         (("seeds = 2", "seeds = 2\nmetric = 'best'"), "metric must be"),
         (("[options]", "[options"), "small.toml"),
+        (("[method.bc]", "[method.bc]\ndatasets = ['test/pendulum-v1']"), "nearest: test/pendulum-v0"),
     ],
 )
 def test_suite_files_are_checked(suite_file, change, message):
@@ -281,6 +282,19 @@ def test_later_sections_of_a_suite_win(suite_file):
     assert [cell.options["lr"] for cell in chosen.cells()] == ["0.4"]
     assert [m.name for m in select(suite, ["iql"]).methods] == ["iql"]
     assert [m.name for m in select(suite, ["rcsl"]).methods] == ["bc"]  # an algorithm: all its methods
+
+
+def test_a_method_may_be_limited_to_some_datasets(suite_file):
+    text = SUITE.replace('["test/pendulum-v0"]', '["test/pendulum-v0", "test/other-v0"]')
+    suite_file.write_text(text.replace("[method.bc]", '[method.bc]\ndatasets = ["test/other-v0"]'))
+    suite = read(str(suite_file))
+    assert {(c.method, c.dataset) for c in suite.cells()} == {
+        ("iql", "test/pendulum-v0"),
+        ("iql", "test/other-v0"),
+        ("bc", "test/other-v0"),
+    }
+    chosen = select(suite, ["bc"], ["test/pendulum-v0"], "1")  # what is asked for by name is run
+    assert [(c.method, c.dataset) for c in chosen.cells()] == [("bc", "test/pendulum-v0")]
 
 
 def test_seeds():
