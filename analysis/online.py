@@ -17,7 +17,7 @@ from hoard.analysis.results import Results
 
 LEVELS = {"score": 80.0, "success": 0.5}  # what counts as reached; a raw return has no such level
 BEST = {"score": 100.0, "success": 1.0}  # regret is the distance to this
-SHARES = (0.25, 0.5, 1.0)  # of the smallest online budget on a dataset: where scores are read off
+SHARES = (0.25, 0.5, 1.0)  # of the largest online budget on a dataset: where scores are read off
 
 
 def seed_curves(results: Results, dataset: str, method: str, measure: str) -> pd.DataFrame:
@@ -66,13 +66,13 @@ def online_table(results: Results, metric: str = "score", level: float = stats.L
         curves = {m: curve for m, curve in curves.items() if len(curve) and curve.index.max() > 0}
         if not curves:
             continue
-        budget = min(curve.index.max() for curve in curves.values())
+        budget = max(curve.index.max() for curve in curves.values())
         target, best = LEVELS.get(measure[dataset]), BEST.get(measure[dataset])
         for method, curve in curves.items():
             row = {"dataset": dataset, "method": method, "measure": measure[dataset], "seeds": curve.shape[1]}
             shown = {"dataset": dataset, "method": method, "n": str(curve.shape[1])}
             for share in SHARES:
-                step = int(share * budget)
+                step = min(int(share * budget), int(curve.index.max()))  # a method that stopped earlier shows its last
                 mean = stats.mean_interval([np.array([value_at(curve[seed], step) for seed in curve])], level=level)
                 name = f"{share:.0%} of steps"
                 row |= {f"steps_{share:g}": step, f"mean_{share:g}": mean.point}
@@ -93,10 +93,11 @@ def online_table(results: Results, metric: str = "score", level: float = stats.L
         return None
     notes = (
         "Means over finished seeds of the latest evaluation at or before the given number of environment steps; shares "
-        "are of the smallest online budget on the dataset. Data that a method starts from are not counted as steps.",
+        "are of the largest online budget on the dataset, and a method that stopped before shows its last evaluation. "
+        "Data that a method starts from are not counted as steps.",
         f"Steps to level: median over seeds of the first evaluation at or above {LEVELS['score']:g} (normalised score) "
         f"or {LEVELS['success']:g} (success rate); in brackets how many seeds got there. Regret: mean distance to 100 "
-        "(or to success 1) over the online phase, as a share of it.",
+        "(or to success 1) over the method's own online phase, as a share of it.",
     )
     return tables.Table(pd.DataFrame(rows), pd.DataFrame(display).fillna(tables.DASH), notes)
 

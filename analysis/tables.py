@@ -217,6 +217,7 @@ def _aggregate_rows(
     raw = [dataset for dataset, name in measure.items() if name == "return"]
     if raw:
         return [], [f"No row over all datasets: no normalised score on {', '.join(raw)}."]
+    common = "success" if set(measure.values()) == {"success"} else "score"
     rows, reasons = [], []
     for method in results.methods:
         own = values[values["method"] == method]
@@ -228,7 +229,7 @@ def _aggregate_rows(
         cells = results.cells[results.cells["method"] == method]
         rows.append(
             {"dataset": f"all {len(strata)} datasets", "method": method}
-            | _summary(strata, "score", level, resamples)
+            | _summary(strata, common, level, resamples)
             | _run_facts(cells)
             | {"missing": ""}  # seeds of different datasets are not the same seeds; the count is planned - seeds
         )

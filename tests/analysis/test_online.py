@@ -57,6 +57,18 @@ def test_table(sweep):
     assert shown["100% of steps"] == "78.0 at 2,000"
 
 
+def test_a_method_that_stopped_earlier_shows_its_last(sweep):
+    for seed in range(2):
+        sweep.cell("sac", "hoard/pendulum/mixed-v0", seed, curve=[10.0, 20.0, 30.0, 40.0], env_steps=500)
+        sweep.cell("rlpd", "hoard/pendulum/mixed-v0", seed, curve=[50.0, 90.0], env_steps=200)
+    table = online.online_table(results.load(sweep.write()))
+    long, short = table.frame.to_dict("records")
+    assert [long[f"mean_{share:g}"] for share in online.SHARES] == [10, 20, 40]
+    assert [short[f"mean_{share:g}"] for share in online.SHARES] == [90, 90, 90]
+    assert [short[f"steps_{share:g}"] for share in online.SHARES] == [400, 400, 400]
+    assert table.display["100% of steps"].tolist() == ["40.0 at 2,000", "90.0 at 400"]
+
+
 def test_never_reached_prints_a_dash(sweep):
     for seed in range(2):
         sweep.cell("sac", "hoard/pendulum/mixed-v0", seed, curve=[10.0, 20.0], env_steps=500)
@@ -77,6 +89,9 @@ def test_success_as_the_measure(sweep):
     assert tables.measures(loaded, "success") == {"hoard/comblock/h5-v0": "success"}
     (row,) = tables.score_table(loaded, "success").frame.to_dict("records")
     assert row["mean"] == pytest.approx(2 / 3)
+    sweep.cell("hnpg", "hoard/comblock/h10-v0", 0, curve=[10.0, 30.0], env_steps=1000, success=False)
+    both = tables.score_table(results.load(sweep.write(metric="success")), "success").frame.set_index("dataset")
+    assert both.loc["all 2 datasets", ["measure", "mean"]].tolist() == ["success", pytest.approx(1 / 3)]
     (row,) = online.online_table(loaded, "success").frame.to_dict("records")
     assert (row["reached"], row["steps_to_level"], row["regret"]) == (2, 1000, pytest.approx(1 / 3))
     paths = report.build(folder, metric="success")
