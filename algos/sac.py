@@ -58,6 +58,7 @@ class Config:
     start_steps: int = 5000  # uniformly random actions at first, without updates
     target_entropy: float | None = None  # of the policy, in nats; None is -action_dim
     alpha: float | None = None  # fixed temperature; None tunes it to the target entropy
+    init_alpha: float = 1.0  # where the tuning starts
 
 
 PRESETS: dict[str, dict[str, Any]] = {}
@@ -102,6 +103,8 @@ class Temperature:
 def train(cfg: Config, run: Run) -> None:
     if cfg.updates:
         raise ValueError(f"updates {cfg.updates}: SAC from scratch has no offline stage; its budget is online_steps")
+    if cfg.init_alpha <= 0:
+        raise ValueError(f"init_alpha {cfg.init_alpha} must be positive")
     env, device = run.training_env(), run.device
     spec = run.dataset.env_spec
     assert spec is not None  # training_env has refused a dataset without one
@@ -113,7 +116,7 @@ def train(cfg: Config, run: Run) -> None:
         batch_size=cfg.batch_size,
         tau=cfg.target_tau,
         gamma=cfg.discount,
-        ent_coef="auto" if cfg.alpha is None else cfg.alpha,
+        ent_coef=f"auto_{cfg.init_alpha}" if cfg.alpha is None else cfg.alpha,
         target_entropy="auto" if cfg.target_entropy is None else cfg.target_entropy,
         policy_kwargs={"net_arch": list(cfg.hidden)},
         device=device,

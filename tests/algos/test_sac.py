@@ -74,6 +74,12 @@ def test_a_fixed_temperature_stays(tiny, run_file, tmp_path):
     assert metrics["policy/alpha"].dropna().to_list() == pytest.approx([0.3] * metrics["policy/alpha"].notna().sum())
 
 
+def test_a_tuned_temperature_starts_where_told(tiny, run_file, tmp_path):
+    assert run_file("sac", *options(tiny, init_alpha=0.05, lr=1e-9, online_steps=230, eval_every=230)).returncode == 0
+    metrics = pd.read_parquet(only_run(tmp_path / "results") / "metrics.parquet")
+    assert metrics["policy/alpha"].dropna().to_list() == pytest.approx([0.05] * metrics["policy/alpha"].notna().sum())
+
+
 def test_an_offline_budget_is_refused(tiny, run_file, tmp_path):
     assert run_file("sac", *options(tiny, updates=5)).returncode == 1
     error = json.loads((only_run(tmp_path / "results") / "status.json").read_text())["error"]
