@@ -11,10 +11,11 @@
     algo = "rcsl"                          # file in algos/ (default: the method's name)
     options = { preset = "bc10" }          # for this method
     datasets = ["hoard/..."]               # only on these of the suite's (default: all)
+    seeds = 2                              # only the first so many of its seeds (default: all)
     [method.bc10.dataset."hoard/..."]      # for this method on that dataset
 
-Later sections win. Datasets chosen on the command line are met by every method. A file of algos/ that the suite does
-not name can be asked for all the same (see `select`).
+Later sections win. Datasets and seeds chosen on the command line are met by every method. A file of algos/ that the
+suite does not name can be asked for all the same (see `select`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: tuple[str, ...] | None = None  # those it is limited to
+    seeds: int | None = None  # how many it is limited to
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,10 @@ class Suite:
                 seed,
                 self.options | self.by_dataset.get(d, {}) | m.options | m.by_dataset.get(d, {}),
             )
-            for seed in self.seeds
+            for number, seed in enumerate(self.seeds)
             for d in self.datasets
             for m in self.methods
-            if m.datasets is None or d in m.datasets
+            if (m.datasets is None or d in m.datasets) and (m.seeds is None or number < m.seeds)
         ]
 
 
@@ -132,8 +134,10 @@ def read(name: str) -> Suite:
         raise SuiteError(f"{path}: metric must be 'score', 'return' or 'success'")
     methods = []
     for key, section in raw["method"].items():
-        _known(path, section, "algo", "options", "dataset", "datasets")
-        own = section.get("datasets")
+        _known(path, section, "algo", "options", "dataset", "datasets", "seeds")
+        own, count = section.get("datasets"), section.get("seeds")
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise SuiteError(f"{path}: method '{key}': seeds must be a count like 2, not {count!r}")
         for dataset in own or []:
             if dataset not in raw["datasets"]:
                 near = nearest(dataset, raw["datasets"])
@@ -145,6 +149,7 @@ def read(name: str) -> Suite:
                 section.get("options", {}),
                 section.get("dataset", {}),
                 None if own is None else tuple(own),
+                count,
             )
         )
     return Suite(
@@ -205,6 +210,8 @@ def select(
         ]
     if datasets:
         methods = [replace(m, datasets=None) for m in methods]
+    if seeds:
+        methods = [replace(m, seeds=None) for m in methods]
     return replace(
         suite,
         methods=tuple(methods),

@@ -260,6 +260,7 @@ def test_unknown_suites_and_unwritable_results(suite_file, tmp_path, capsys):
         (("seeds = 2", "seeds = 2\nmetric = 'best'"), "metric must be"),
         (("[options]", "[options"), "small.toml"),
         (("[method.bc]", "[method.bc]\ndatasets = ['test/pendulum-v1']"), "nearest: test/pendulum-v0"),
+        (("[method.bc]", "[method.bc]\nseeds = '0,1'"), "method 'bc': seeds must be a count"),
     ],
 )
 def test_suite_files_are_checked(suite_file, change, message):
@@ -295,6 +296,14 @@ def test_a_method_may_be_limited_to_some_datasets(suite_file):
     }
     chosen = select(suite, ["bc"], ["test/pendulum-v0"], "1")  # what is asked for by name is run
     assert [(c.method, c.dataset) for c in chosen.cells()] == [("bc", "test/pendulum-v0")]
+
+
+def test_a_method_may_be_limited_to_some_seeds(suite_file):
+    suite_file.write_text(SUITE.replace("[method.bc]", "[method.bc]\nseeds = 1"))
+    suite = read(str(suite_file))
+    assert [(c.method, c.seed) for c in suite.cells()] == [("iql", 0), ("bc", 0), ("iql", 1)]
+    chosen = select(suite, ["bc"], seeds="2,3")
+    assert [(c.method, c.seed) for c in chosen.cells()] == [("bc", 2), ("bc", 3)]
 
 
 def test_seeds():
