@@ -41,6 +41,21 @@ def test_the_papers_table_is_the_experiments_and_the_published_one():
         assert paper == theirs[method].replace("–", "")
 
 
+def test_tables_of_the_experiments_page_are_those_of_the_experiments():
+    """Each row shown is a row of the suite's own tables, maybe without some columns, to the last digit."""
+    folder = ROOT / "analysis" / "experiments"
+    blocks = re.findall(r"<!-- table:([\w-]+) -->\n(.*?)<!-- /table -->", (folder / "README.md").read_text(), re.S)
+    assert {name for name, _ in blocks} >= {"stitch", "paper-mbrcsl", "sequence", "paper-hnpg"}
+    for name, block in blocks:
+        source = [cells_of(line) for line in (folder / name / "table.md").read_text().splitlines() if "|" in line]
+        rows = [cells_of(line) for line in block.splitlines() if line.startswith("|")][2:]
+        assert rows
+        for row in rows:
+            shown = [cell for cell in row if re.search(r"\[.*\]| at |/\d+\)", cell)]  # intervals, values at steps
+            assert shown
+            assert any(set(shown) <= set(known) for known in source), f"{name}: {row}"
+
+
 def cells_of(line: str) -> list[str]:
     return [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
 
