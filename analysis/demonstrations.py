@@ -14,7 +14,6 @@ Runs without demonstrations are lines. Where the run folders are gone, the joine
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from hoard.analysis import plots, results
+from hoard.analysis import joined, plots, results
 
 SCHEMA = pa.schema(
     [
@@ -269,21 +268,8 @@ def _draw_episodes(axes: Axes, table: pd.DataFrame, kind: str, color: dict[str, 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m hoard.analysis.demonstrations", description="What demonstrations are worth in a finite MDP."
-    )
-    parser.add_argument("folder", type=Path, help="suite folder, the one that holds cells.json")
-    options = parser.parse_args(arguments)
-    try:
-        rows = load(options.folder)
-    except results.ResultsError as error:
-        parser.exit(1, f"error: {error}\n")
-    sink = pa.BufferOutputStream()
-    table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
-    pq.write_table(table, sink, compression="zstd")
-    results.write_atomic(options.folder / "demonstrations.parquet", sink.getvalue().to_pybytes())
-    print(results.write_atomic(options.folder / "figures" / "demonstrations.png", plots.png(draw(rows))))
-    print(summary(rows).to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    description = "What demonstrations are worth in a finite MDP."
+    joined.command("demonstrations", description, SCHEMA, load, draw, summary, ".3g", arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ gone, the joined file is read instead.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from hoard.analysis import plots, results
+from hoard.analysis import joined, plots, results
 
 SCHEMA = pa.schema(
     [
@@ -93,21 +92,8 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m hoard.analysis.rollouts", description="Predicted against real returns of model rollouts."
-    )
-    parser.add_argument("folder", type=Path, help="suite folder, the one that holds cells.json")
-    options = parser.parse_args(arguments)
-    try:
-        rows = load(options.folder)
-    except results.ResultsError as error:
-        parser.exit(1, f"error: {error}\n")
-    sink = pa.BufferOutputStream()
-    table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
-    pq.write_table(table, sink, compression="zstd")
-    results.write_atomic(options.folder / "rollouts.parquet", sink.getvalue().to_pybytes())
-    print(results.write_atomic(options.folder / "figures" / "rollouts.png", plots.png(draw(rows))))
-    print(summary(rows).to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    description = "Predicted against real returns of model rollouts."
+    joined.command("rollouts", description, SCHEMA, load, draw, summary, ".2f", arguments)
 
 
 if __name__ == "__main__":
