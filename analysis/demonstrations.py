@@ -54,19 +54,8 @@ THEORY = "λ = ε / KL"  # name of the theory's weight
 
 def load(folder: str | Path) -> pd.DataFrame:
     """A row per evaluation of every finished run with exact numbers; raises ResultsError if there is none."""
-    folder = Path(folder)
-    loaded = results.load(folder)
-    archive = folder / "demonstrations.parquet"
-    if loaded.archived and archive.is_file():
-        return pq.ParquetFile(archive).read().to_pandas()
-    parts = []
-    for cell in loaded.cells[loaded.cells["status"] == "finished"].to_dict("records"):
-        own = _run(folder.parent / cell["run"])
-        if own is not None:
-            parts.append(own.assign(method=cell["method"], dataset=cell["dataset"], seed=cell["seed"]))
-    if not parts:
-        raise results.ResultsError(f"{folder}: no finished run logged exact/suboptimality, as drbc_tabular does")
-    return pd.concat(parts, ignore_index=True)[SCHEMA.names]
+    nothing = "no finished run logged exact/suboptimality, as drbc_tabular does"
+    return joined.load(folder, "demonstrations", SCHEMA, _run, nothing)
 
 
 def _run(folder: Path) -> pd.DataFrame | None:

@@ -1,4 +1,4 @@
-"""The command of a module that joins a further file of a suite's runs, draws it and prints a summary."""
+"""What modules share that join a further file of a suite's runs: reading it, and the command that draws it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,29 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from hoard.analysis import plots, results
+
+
+def load(
+    folder: str | Path, name: str, schema: pa.Schema, of_run: Callable[[Path], pd.DataFrame | None], nothing: str
+) -> pd.DataFrame:
+    """What `of_run` finds in the folders of all finished runs, with their method, dataset and seed.
+
+    An archive without run folders has them joined already, in `name`.parquet. Raises ResultsError, saying `nothing`, if
+    no run has any.
+    """
+    folder = Path(folder)
+    loaded = results.load(folder)
+    archive = folder / f"{name}.parquet"
+    if loaded.archived and archive.is_file():
+        return pq.ParquetFile(archive).read().to_pandas()
+    parts = []
+    for cell in loaded.cells[loaded.cells["status"] == "finished"].to_dict("records"):
+        own = of_run(folder.parent / cell["run"])
+        if own is not None:
+            parts.append(own.assign(method=cell["method"], dataset=cell["dataset"], seed=cell["seed"]))
+    if not parts:
+        raise results.ResultsError(f"{folder}: {nothing}")
+    return pd.concat(parts, ignore_index=True)[schema.names]
 
 
 def command(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from hoard.analysis import joined, plots, results
+from hoard.analysis import joined, plots
 
 SCHEMA = pa.schema(
     [
@@ -33,20 +33,14 @@ SCHEMA = pa.schema(
 
 def load(folder: str | Path) -> pd.DataFrame:
     """Rows of all finished runs that left any; raises ResultsError if none did."""
-    folder = Path(folder)
-    loaded = results.load(folder)
-    archive = folder / "rollouts.parquet"
-    if loaded.archived and archive.is_file():
-        return pq.ParquetFile(archive).read().to_pandas()
-    parts = []
-    for cell in loaded.cells[loaded.cells["status"] == "finished"].to_dict("records"):
-        path = folder.parent / cell["run"] / "rollouts.parquet"
-        if path.is_file():
-            own = pq.ParquetFile(path).read(["predicted_return", "trained_on", "replayed_return"]).to_pandas()
-            parts.append(own.assign(method=cell["method"], dataset=cell["dataset"], seed=cell["seed"]))
-    if not parts:
-        raise results.ResultsError(f"{folder}: no finished run left a rollouts.parquet")
-    return pd.concat(parts, ignore_index=True)[SCHEMA.names]
+    return joined.load(folder, "rollouts", SCHEMA, _run, "no finished run left a rollouts.parquet")
+
+
+def _run(folder: Path) -> pd.DataFrame | None:
+    path = folder / "rollouts.parquet"
+    if not path.is_file():
+        return None
+    return pq.ParquetFile(path).read(["predicted_return", "trained_on", "replayed_return"]).to_pandas()
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
