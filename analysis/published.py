@@ -24,11 +24,12 @@ FILE = Path(__file__).with_name("published.toml")
 def published_table(loaded: Results) -> tables.Table | None:
     """Every method of the suite or of the published table, ours and theirs in one row; None if nothing is published."""
     entry = tomllib.loads(FILE.read_text()).get(loaded.meta["suite"])
-    if entry is None or entry["dataset"] not in loaded.datasets:
+    dataset = next((ours for ours in loaded.datasets if _stands_for(ours, entry["dataset"])), None) if entry else None
+    if entry is None or dataset is None:
         return None
     measure = entry["measure"]
     values = tables.seed_values(loaded)
-    values = values[values["dataset"] == entry["dataset"]]
+    values = values[values["dataset"] == dataset]
     theirs = {row["method"]: row for row in entry["rows"] if "method" in row}
     foreign = [row for row in entry["rows"] if "method" not in row]
     rows = [_row(method, values, theirs.get(method), measure) for method in loaded.methods]
@@ -48,8 +49,15 @@ def published_table(loaded: Results) -> tables.Table | None:
     )
     where = "recalled from memory and not re-read: check before quoting" if entry["sure"] == "memory" else "as printed"
     what = {"return": "Raw return", "score": "Normalised score"}[measure]
-    note = f"Published: {entry['source']} ({where}). {what} on {entry['dataset']}."
-    return tables.Table(frame, display, (note,))
+    notes = [f"Published: {entry['source']} ({where}). {what} on {entry['dataset']}."]
+    if dataset != entry["dataset"]:
+        notes.append(f"Ours is on {dataset}, another file of that layout: the scores are on one scale, the data differ.")
+    return tables.Table(frame, display, tuple(notes))
+
+
+def _stands_for(ours: str, theirs: str) -> bool:
+    """Whether the id is the one of the published numbers, or a file of the user's that is evaluated like it."""
+    return ours == theirs or ours.endswith(f"+as={theirs.removeprefix('d4rl:')}")
 
 
 def _row(method: str, values: pd.DataFrame, published: dict[str, Any] | None, measure: str) -> dict[str, Any]:

@@ -28,6 +28,18 @@ def test_ours_and_theirs_in_one_row(sweep):
     assert "Beside published numbers" in report.build(folder, metric="return").markdown.read_text()
 
 
+def test_a_file_evaluated_like_the_published_set_stands_beside_it_and_is_named(sweep):
+    sweep.suite = "door-human"
+    ours = "d4rl:mine.hdf5+as=door-human-v1"
+    for seed in range(3):
+        sweep.cell("bc", ours, seed, curve=[2.0])
+    table = published.published_table(results.load(sweep.write()))
+    assert table.display.to_dict("records")[0]["published: mean ± std"] == "2.3 ± 4.0"
+    assert ours in table.notes[1]
+    for other in ("d4rl:mine.hdf5", "d4rl:mine.hdf5+as=door-cloned-v1", "d4rl:pen-human-v1"):
+        assert not published._stands_for(other, "d4rl:door-human-v1")
+
+
 def test_a_suite_without_published_numbers_has_no_such_table(quick):
     loaded = results.load(quick.folder)
     assert published.published_table(loaded) is None
