@@ -51,7 +51,7 @@ def published_table(loaded: Results) -> tables.Table | None:
     what = {"return": "Raw return", "score": "Normalised score"}[measure]
     notes = [f"Published: {entry['source']} ({where}). {what} on {entry['dataset']}."]
     if dataset != entry["dataset"]:
-        notes.append(f"Ours is on {dataset}, another file of that layout: the scores are on one scale, the data differ.")
+        notes.append(f"Ours is on {dataset}: other data, of that layout and scored on its scale.")
     return tables.Table(frame, display, tuple(notes))
 
 
