@@ -405,13 +405,14 @@ def write(dataset_id: str, recording: Recording) -> None:
                 data_format="hdf5",
             )
             storage.update_episodes(recording.episodes)
+            measured = recording.reference_episodes
             storage.update_metadata(
-                {
+                ({} if measured is None else {"num_episodes_average_score": measured})
+                | {
                     "dataset_id": dataset_id,
                     "eval_env_spec": recording.eval_env_spec.to_json(),
                     "ref_min_score": recording.ref_min_score,
                     "ref_max_score": recording.ref_max_score,
-                    "num_episodes_average_score": 100,
                     "algorithm_name": recording.algorithm_name,
                     "description": recording.description,
                     "author": {"hoard"},

@@ -36,6 +36,7 @@ class Recording:
     ref_max_score: float  # mean return of the expert there
     algorithm_name: str
     description: str
+    reference_episodes: int | None = REFERENCE_EPISODES  # behind each mean; None: exact, or taken from elsewhere
 
 
 class Meter:

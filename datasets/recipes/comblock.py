@@ -103,6 +103,7 @@ def record(
             expert="the optimal policy, which is told the latent state",
             episodes=reference_episodes,
         ),
+        reference_episodes=reference_episodes,
     )
     env.close()
     return recording

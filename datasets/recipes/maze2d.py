@@ -80,6 +80,7 @@ def record(
             expert="the noise-free controller on shortest paths to the fixed goal",
             episodes=reference_episodes,
         ),
+        reference_episodes=reference_episodes,
     )
     env.close()
     return recording

@@ -136,6 +136,7 @@ def record(
             expert="the expert controller without noise",
             episodes=reference_episodes,
         ),
+        reference_episodes=reference_episodes,
     )
     env.close()
     return recording

@@ -152,6 +152,7 @@ def record(
             expert="the same controller without noise",
             episodes=reference_episodes,
         ),
+        reference_episodes=reference_episodes,
     )
     env.close()
     eval_env.close()

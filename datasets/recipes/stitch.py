@@ -164,6 +164,7 @@ def record(
             expert="the same controller on the short path to the true goal, which it is told",
             episodes=reference_episodes,
         ),
+        reference_episodes=reference_episodes,
     )
     env.close()
     return recording

@@ -76,6 +76,7 @@ def record(problem: str, progress: Progress | None = None, episodes: int = EPISO
             "Reference scores are exact: uniform actions (min), the optimum (max). hoard's own recipe, no published "
             f"counterpart. Generated with gymnasium {version('gymnasium')}, numpy {version('numpy')}."
         ),
+        reference_episodes=None,
     )
     env.close()
     return recording

@@ -167,6 +167,11 @@ def test_ids():
         "hoard/comblock/h15-v0",
         "hoard/gridworld/expert-v0",
         "hoard/doublechain/expert-v0",
+        *(
+            f"hoard/{robot}/{level}-v0"
+            for robot in ("hopper", "halfcheetah", "walker2d")
+            for level in ("random", "medium", "medium-replay", "medium-expert")
+        ),
     }
     assert all(map(recipes.is_known, ids))
     assert recipes.is_known("hoard/pointmaze/umaze-1000k-v0")

@@ -1,0 +1,484 @@
+"""Locomotion: policies as they were trained, episodes that can be replayed, sets composed as they say."""
+
+import itertools
+import json
+import re
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+
+from hoard import datasets
+from hoard.datasets import DatasetError, check, d4rl_table, minari_store, recipes
+from hoard.datasets.in_memory import dataset_of
+from hoard.datasets.recipes import locomotion, locomotion_policies, locomotion_training
+from hoard.datasets.recipes.locomotion_policies import TASKS, Actor, Stage, load_ladder, save_actors
+from hoard.envs import flatten_space, make_env
+
+STEPS = 400
+MEDIUM, EXPERT = 2, 3
+
+
+def some_actor(task, rng, hidden=8, scale=0.3):
+    sizes = [TASKS[task].obs_dim, hidden, hidden, 2 * TASKS[task].action_dim]
+    weights = [scale * rng.standard_normal((b, a)) for a, b in itertools.pairwise(sizes)]
+    biases = [scale * rng.standard_normal(b) for b in sizes[1:]]
+    return Actor(tuple(w.astype(np.float32) for w in weights), tuple(b.astype(np.float32) for b in biases)).rounded()
+
+
+def write(folder, task, actors, **changes):
+    rungs = [{"rung": i, "step": 1000 * i} for i in range(len(actors) + 1)]
+    training = {"options": {"seed": 0}, "versions": {"stable-baselines3": "2"}}
+    about = {"sha256": save_actors(folder / f"{task}.safetensors", actors), "rungs": rungs, "training": training}
+    (folder / f"{task}.json").write_text(json.dumps(about | changes))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A ladder of three untrained actors for each task."""
+    folder, rng = tmp_path_factory.mktemp("weights"), np.random.default_rng(0)
+    for task in TASKS:
+        write(folder, task, [some_actor(task, rng) for _ in range(EXPERT)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(weights):
+    return lambda task, level, steps=STEPS, **options: locomotion.record(
+        task, level, steps, weights=weights, **{"processes": 1} | options
+    )
+
+
+def same(one, two):
+    assert (one.id, one.seed) == (two.id, two.seed)
+    for name in ("observations", "actions", "rewards", "terminations", "truncations"):
+        a, b = getattr(one, name), getattr(two, name)
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    assert one.infos.keys() == two.infos.keys()
+    for key in one.infos:
+        np.testing.assert_array_equal(one.infos[key], two.infos[key])
+    return True
+
+
+def rungs_of(recording):
+    return [int(episode.infos["rung"][0]) for episode in recording.episodes]
+
+
+# --- episodes ---
+
+
+@pytest.mark.parametrize(
+    ("task", "level"), [("hopper", "medium-replay"), ("walker2d", "medium"), ("halfcheetah", "random")]
+)
+def test_an_episode_is_what_the_environment_does_from_its_seed(record, task, level):
+    """Replayed with all of Gymnasium's wrappers: every number and flag, row by row."""
+    recording = record(task, level)
+    env = gym.make(TASKS[task].env_id)
+    for episode in recording.episodes[:1] + recording.episodes[-2:]:
+        obs, _ = env.reset(seed=episode.seed)
+        np.testing.assert_array_equal(episode.observations[0], obs.astype(np.float32))
+        for t, action in enumerate(episode.actions):
+            obs, reward, terminated, truncated, _ = env.step(action)
+            np.testing.assert_array_equal(episode.observations[t + 1], obs.astype(np.float32))
+            assert episode.rewards[t] == np.float32(reward)
+            assert (episode.terminations[t], episode.truncations[t]) == (terminated, truncated)
+        assert terminated or truncated
+    env.close()
+
+
+def test_actions_answer_the_observation_beside_them(record, weights):
+    ladder = load_ladder("hopper", weights)
+    recording = record("hopper", "medium-replay")
+    places = {}
+    for episode in recording.episodes:
+        rung = int(episode.infos["rung"][0])
+        k = places[rung] = places.get(rung, -1) + 1
+        assert episode.seed == 1_000_000 * rung + k
+        rng = np.random.default_rng((2**31, rung, k))
+        if rung == 0:
+            wanted = 2 * rng.random((1000, 3), dtype=np.float32)[: len(episode)] - 1
+        else:
+            noise = rng.standard_normal((1000, 3), dtype=np.float32)
+            wanted = [ladder.actors[rung - 1].act(obs, z) for obs, z in zip(episode.observations[:-1], noise)]
+        np.testing.assert_array_equal(episode.actions, wanted)
+    assert places.keys() == {0, 1, MEDIUM}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("level", locomotion.DEFAULT_STEPS)
+def test_episodes_are_whole(record, task, level):
+    recording = record(task, level)
+    for number, episode in enumerate(recording.episodes):
+        steps = len(episode)
+        assert episode.id == number
+        assert 0 <= episode.seed < 2**31
+        assert episode.observations.shape == (steps + 1, TASKS[task].obs_dim)
+        assert episode.actions.shape == (steps, TASKS[task].action_dim)
+        assert {x.dtype for x in (episode.observations, episode.actions, episode.rewards)} == {np.dtype(np.float32)}
+        assert all(recording.action_space.contains(action) for action in episode.actions)
+        assert not (episode.terminations[:-1] | episode.truncations[:-1]).any()
+        assert episode.truncations[-1] == (steps == 1000)
+        assert episode.terminations[-1] or steps == 1000
+    assert len({episode.seed for episode in recording.episodes}) == len(recording.episodes)
+
+
+def test_noise_has_the_spread_that_the_actor_says():
+    actor = some_actor("walker2d", np.random.default_rng(1))
+    obs = np.random.default_rng(2).standard_normal(17).astype(np.float32)
+    mean, std = actor.distribution(obs)
+    noise = np.random.default_rng(3).standard_normal((20_000, 6), dtype=np.float32)
+    before = np.arctanh(np.array([actor.act(obs, z) for z in noise], np.float64))
+    np.testing.assert_allclose(before.mean(axis=0), mean, atol=0.05 * std.max())
+    np.testing.assert_allclose(before.std(axis=0), std, rtol=0.05)
+    np.testing.assert_array_equal(actor.act(obs, np.zeros(6, np.float32)), np.tanh(mean))
+
+
+# --- sets ---
+
+
+def test_levels_are_the_rungs_they_say(record, weights):
+    ladder = load_ladder("hopper", weights)
+    assert locomotion.parts(ladder, "random", 100) == [(0, 100)]
+    assert locomotion.parts(ladder, "medium", 100) == [(MEDIUM, 100)]
+    assert locomotion.parts(ladder, "medium-replay", 100) == [(0, 33), (1, 33), (MEDIUM, 34)]
+    assert locomotion.parts(ladder, "medium-expert", 101) == [(MEDIUM, 50), (EXPERT, 51)]
+    for level in ("medium-replay", "medium-expert"):
+        recording = record("hopper", level, 3000)
+        order = rungs_of(recording)
+        assert order == sorted(order)
+        for rung, share in locomotion.parts(ladder, level, 3000):
+            lengths = [len(e) for e, other in zip(recording.episodes, order) if other == rung]
+            assert sum(lengths[:-1]) < share <= sum(lengths)  # it ends with the episode that completes it
+        assert all((e.infos["rung"] == rung).all() for e, rung in zip(recording.episodes, order))
+        assert {len(e.infos["rung"]) - len(e) for e in recording.episodes} == {1}
+    assert all(not e.infos for level in ("random", "medium") for e in record("hopper", level).episodes)
+
+
+def test_medium_expert_begins_with_the_medium_set_and_longer_sets_with_shorter_ones(record):
+    medium, longer = record("hopper", "medium"), record("hopper", "medium", 3 * STEPS)
+    both = record("hopper", "medium-expert", 2 * STEPS)
+    assert len(medium.episodes) < len(longer.episodes)
+    for one, two, three in zip(medium.episodes, longer.episodes, both.episodes):
+        assert same(one, two)
+        assert one.seed == three.seed
+        np.testing.assert_array_equal(one.actions, three.actions)
+    assert rungs_of(both).count(MEDIUM) == len(medium.episodes)
+    assert {EXPERT} == set(rungs_of(both)[len(medium.episodes) :])
+
+
+def test_the_number_of_processes_changes_nothing(record):
+    ticks = []
+    one = record("hopper", "medium-replay", 1500)
+    two = record("hopper", "medium-replay", 1500, processes=2, progress=lambda *tick: ticks.append(tick))
+    assert len(one.episodes) == len(two.episodes)
+    assert all(same(a, b) for a, b in zip(one.episodes, two.episodes))
+    assert one.description == two.description
+    assert ticks[-1] == (1500, 1500)
+
+
+def test_a_worker_that_dies_is_said_and_one_that_is_left_ends(weights):
+    ladder = load_ladder("hopper", weights)
+    shared = locomotion._Shared(ladder, 2, weights)
+    try:
+        episodes = shared.episodes(1)
+        first = next(episodes)
+        np.testing.assert_array_equal(
+            first.observations, locomotion.record_episode(Stage("hopper"), ladder, 1, 0).observations
+        )
+        (_, dead), (connection, left) = shared.children.items()
+        dead.kill()
+        with pytest.raises(DatasetError, match="a process that made episodes in Hopper-v4 ended with status -9"):
+            list(itertools.islice(episodes, 10_000))
+        connection.close()  # as when the caller is killed
+        assert left.wait(timeout=60) == 0
+    finally:
+        shared.close()
+
+
+def test_two_generations_are_identical(record):
+    one, two = record("walker2d", "medium-expert"), record("walker2d", "medium-expert")
+    assert all(same(a, b) for a, b in zip(one.episodes, two.episodes))
+    assert one.description == two.description
+
+
+def test_progress_counts_the_steps_that_were_asked_for(record):
+    ticks = []
+    record("hopper", "medium-replay", 7000, progress=lambda *tick: ticks.append(tick))
+    done, totals = zip(*ticks)
+    assert set(totals) == {7000}
+    assert done[-1] == 7000
+    assert max(np.diff((0, *done))) <= 2000
+    ticks.clear()
+    record("halfcheetah", "medium-replay", 300, progress=lambda *tick: ticks.append(tick))  # 3000 steps are made
+    assert ticks == [(300, 300)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_are_on_the_scale_of_d4rl(record, task):
+    recording = record(task, "random")
+    entry = d4rl_table.ENTRIES[f"{task}-random-v2"]
+    assert (recording.ref_min_score, recording.ref_max_score) == (entry.ref_min, entry.ref_max)
+    spec = EnvSpec.from_json(recording.eval_env_spec.to_json())
+    assert (spec.id, spec.max_episode_steps, spec.kwargs) == (
+        TASKS[task].env_id, entry.limit, gym.spec(spec.id).kwargs,
+    )  # fmt: skip
+    env = make_env(spec)
+    assert env.action_space == recording.action_space
+    assert env.observation_space == flatten_space(recording.observation_space)
+    env.close()
+
+
+def test_the_description_gives_the_scores_of_the_parts(record):
+    recording = record("hopper", "medium-replay", 2000)
+    returns = np.array([episode.rewards.sum(dtype=np.float64) for episode in recording.episodes])
+    rungs = np.array(rungs_of(recording))
+    for rung, name in ((0, "random"), (1, "rung 1 after 1,000 steps"), (2, "medium after 2,000 steps")):
+        mean = returns[rungs == rung].mean()
+        score = 100 * (mean + 20.272305) / (3234.3 + 20.272305)
+        count = (rungs == rung).sum()
+        pattern = f"{name}[^;]* in {count:,} episodes, mean return {mean:.1f}, D4RL score {score:.1f}"
+        assert re.search(pattern, recording.description)
+    assert "\n" not in recording.description
+    assert "not D4RL's levels" in recording.description
+
+
+def test_stored_and_read_it_is_the_same_and_every_check_passes(record, root_of_its_own):
+    recording = record("walker2d", "medium-replay", 3000)
+    minari_store.write("test/walker2d-v0", recording)
+    stored = minari_store.read("test/walker2d-v0")
+    assert stored.content_hash == dataset_of("test/walker2d-v0", recording).content_hash
+    findings = {finding.name: finding for finding in check.check("test/walker2d-v0")}
+    assert {finding.status for finding in findings.values()} == {"ok"}, findings
+
+
+@pytest.fixture
+def root_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    return tmp_path
+
+
+# --- ids ---
+
+
+def test_ids(monkeypatch):
+    seen = []
+    monkeypatch.setattr(locomotion, "record", lambda *args: seen.append(args))
+    ids = [f"hoard/{task}/{level}-v0" for task in TASKS for level in locomotion.DEFAULT_STEPS]
+    assert len(ids) == 12
+    assert set(ids) <= set(recipes.known_ids())
+    for dataset_id in (*ids, "hoard/hopper/medium-replay-1000k-v0", "hoard/walker2d/random-5k-v0"):
+        assert recipes.is_known(dataset_id)
+        assert not recipes.is_in_memory(dataset_id)
+        recipes.generate(dataset_id)
+    assert seen[0] == ("hopper", "random", None, None)
+    assert seen[-2:] == [("hopper", "medium-replay", 1_000_000, None), ("walker2d", "random", 5000, None)]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "hopper/expert-v0",
+        "hopper/medium",
+        "hopper/medium-0k-v0",
+        "hopper/medium-10000k-v0",
+        "ant/medium-v0",
+        "hopper-medium-v0",
+    ],
+)
+def test_other_ids_are_refused(bad):
+    assert not recipes.is_known(f"hoard/{bad}")
+    with pytest.raises(ValueError, match="nearest"):
+        recipes.generate(f"hoard/{bad}")
+
+
+# --- files of weights ---
+
+
+def test_actors_are_kept_as_they_are_used(tmp_path):
+    actors = [some_actor("hopper", np.random.default_rng(seed)) for seed in range(3)]
+    write(tmp_path, "hopper", actors)
+    first = (tmp_path / "hopper.safetensors").read_bytes()
+    write(tmp_path, "hopper", actors)
+    assert (tmp_path / "hopper.safetensors").read_bytes() == first
+    ladder = load_ladder("hopper", tmp_path)
+    assert (ladder.medium, ladder.expert) == (2, 3)
+    assert [ladder.name(rung) for rung in range(4)] == ["random", "rung 1", "medium", "expert"]
+    assert ladder.actor(0) is None
+    for actor, stored in zip(actors, ladder.actors):
+        for a, b in zip(actor.weights + actor.biases, stored.weights + stored.biases):
+            np.testing.assert_array_equal(a, b)
+            assert b.dtype == np.float32
+
+
+def missing(folder):
+    (folder / "hopper.safetensors").unlink()
+
+
+def without_record(folder):
+    (folder / "hopper.json").unlink()
+
+
+def record_cut(folder):
+    (folder / "hopper.json").write_text((folder / "hopper.json").read_text()[:40])
+
+
+def record_without_hash(folder):
+    (folder / "hopper.json").write_text(json.dumps({"rungs": []}))
+
+
+def one_byte_changed(folder):
+    data = bytearray((folder / "hopper.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "hopper.safetensors").write_bytes(bytes(data))
+
+
+def of_another_robot(folder):
+    write(folder, "hopper", [some_actor("walker2d", np.random.default_rng(0))] * 2)
+
+
+def not_finite(folder):
+    actor = some_actor("hopper", np.random.default_rng(0))
+    actor.weights[1][0, 0] = np.nan
+    write(folder, "hopper", [actor] * 2)
+
+
+def layers_that_do_not_follow(folder):
+    one, two = (some_actor("hopper", np.random.default_rng(0), hidden) for hidden in (8, 9))
+    mixed = Actor((one.weights[0], two.weights[1], two.weights[2]), (one.biases[0], two.biases[1], two.biases[2]))
+    write(folder, "hopper", [mixed] * 2)
+
+
+def fewer_actors_than_said(folder):
+    rng = np.random.default_rng(0)
+    write(folder, "hopper", [some_actor("hopper", rng) for _ in range(2)], rungs=[{"step": 0}] * 5)
+
+
+def only_one(folder):
+    write(folder, "hopper", [some_actor("hopper", np.random.default_rng(0))])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (missing, "hopper.safetensors"),
+        (without_record, "hopper.json"),
+        (record_cut, "reinstall hoard"),
+        (record_without_hash, "hopper.json has no field 'sha256'"),
+        (one_byte_changed, "hopper.safetensors has SHA-256"),
+        (of_another_robot, "rung 1 maps 17 numbers to 12, Hopper-v4 needs 11 and 6"),
+        (not_finite, "rung 1 has weights that are not finite"),
+        (layers_that_do_not_follow, "the layers of rung 1 do not follow one another"),
+        (fewer_actors_than_said, "rung 3"),
+        (only_one, "1 actors, expected two or more"),
+    ],
+)
+def test_bad_weights_are_refused_by_name(tmp_path, damage, says):
+    write(tmp_path, "hopper", [some_actor("hopper", np.random.default_rng(0))] * 2)
+    damage(tmp_path)
+    with pytest.raises(DatasetError, match=re.escape(says)):
+        locomotion.record("hopper", "medium", 100, weights=tmp_path)
+
+
+# --- training ---
+
+
+def test_a_small_training_from_start_to_dataset(tmp_path, capsys):
+    options = {"snapshot_every": 200, "envs": 2, "gradient_steps": 1, "batch_size": 8, "hidden": (8, 8)}
+    config = locomotion_training.Train("hopper", tmp_path / "run", steps=1000, start_steps=100, **options)
+    before = torch.get_num_threads()
+    locomotion_training.train(config)
+    torch.set_num_threads(before)
+    files = sorted(path.name for path in (tmp_path / "run").glob("*.safetensors"))
+    assert files == [f"step{step:08d}.safetensors" for step in range(200, 1001, 200)]
+    training = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert training["options"]["lr"] == 1e-3
+    assert (training["steps_done"], training["updates_done"]) == (1000, 450)
+    with pytest.raises(FileExistsError, match="holds snapshots already"):
+        locomotion_training.train(config)
+
+    share = {"medium_share": -100.0, "expert_share": 0.4}  # what they have learnt in a second is no matter
+    choice = locomotion_training.Choose("hopper", tmp_path / "run", tmp_path / "out", 3, 4, **share)
+    locomotion_training.choose(choice)
+    ladder = load_ladder("hopper", tmp_path / "out")
+    about = ladder.about
+    assert [rung["step"] for rung in about["rungs"][:2]] == [0, 200]
+    assert about["rungs"][2]["step"] in (800, 1000)
+    assert [row["step"] for row in about["curve"]] == [200, 400, 600, 800, 1000]
+    assert about["rungs"][1]["episodes"] == about["rungs"][1]["mode"]["episodes"] == 4
+    assert (
+        "after 200 steps of training"
+        in locomotion.record("hopper", "medium", 100, weights=tmp_path / "out").description
+    )
+    with pytest.raises(ValueError, match="is a training of hopper, not of walker2d"):
+        locomotion_training.choose(locomotion_training.Choose("walker2d", tmp_path / "run", tmp_path / "out"))
+    with pytest.raises(FileNotFoundError, match="run `train` first"):
+        locomotion_training.choose(locomotion_training.Choose("hopper", tmp_path, tmp_path / "out"))
+
+
+def test_stored_actors_act_as_stable_baselines3_does():
+    from stable_baselines3 import SAC
+
+    model = SAC("MlpPolicy", gym.make("Walker2d-v4"), policy_kwargs={"net_arch": [32, 16]}, device="cpu", buffer_size=1)
+    actor = locomotion_training.actor_of(model)
+    for obs in np.random.default_rng(0).standard_normal((20, 17)).astype(np.float32) * 3:
+        with torch.no_grad():
+            mean, log_std, _ = model.policy.actor.get_action_dist_params(torch.as_tensor(obs)[None])
+        ours = actor.distribution(obs)
+        np.testing.assert_allclose(ours[0], mean[0], atol=1e-5)
+        np.testing.assert_allclose(ours[1], log_std[0].exp(), rtol=1e-4)
+        np.testing.assert_allclose(
+            actor.act(obs, np.zeros(6, np.float32)), model.predict(obs, deterministic=True)[0], atol=1e-5
+        )
+
+
+def test_levels_are_chosen_from_the_scores():
+    choose = locomotion_training.choose_levels
+    assert choose([1, 5, 30, 45, 90, 70, 80, 100], 0.4, 0.25) == (3, 7)
+    assert choose([1, 5, 30, 45, 90, 70, 80, 60], 0.4, 0.25) == (3, 6)  # the best of the last two, not of all
+    assert choose([1, 41, 30, 45, 90, 70, 80, 100], 0.4, 0.25)[0] == 1
+    with pytest.raises(ValueError, match="no snapshot before the expert's"):
+        choose([1, 2, 3, 100], 0.4, 0.25)
+
+
+# --- what ships ---
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_shipped_policies(task):
+    ladder = load_ladder(task)
+    rungs = ladder.about["rungs"]
+    assert ladder.about["env_id"] == TASKS[task].env_id
+    assert [rung["rung"] for rung in rungs] == list(range(ladder.expert + 1))
+    assert ladder.medium >= 3  # a replay set of fewer policies would not be one
+    steps = [rung["step"] for rung in rungs]
+    assert steps == sorted(set(steps))
+    for rung in rungs:
+        assert rung["d4rl_score"] == pytest.approx(locomotion_policies.d4rl_score(task, rung["return"]), abs=0.01)
+        assert rung["episodes"] == 100
+    random, medium, expert = (rungs[i]["d4rl_score"] for i in (0, ladder.medium, ladder.expert))
+    assert random < 3 < medium < expert
+    assert 0.25 < medium / expert < 0.75
+    chosen = {row["step"]: row for row in ladder.about["curve"]}
+    scores = [row["d4rl_score"] for row in ladder.about["curve"]]
+    choice = ladder.about["choice"]
+    picked = locomotion_training.choose_levels(scores, choice["medium_share"], choice["expert_share"])
+    assert [list(chosen)[i] for i in picked] == [steps[ladder.medium], steps[ladder.expert]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_a_full_set_has_the_returns_on_record_and_passes_every_check(task, root_of_its_own):
+    dataset_id = f"hoard/{task}/medium-replay-v0"
+    data = datasets.load(dataset_id)
+    assert 200_000 <= len(data) < 220_000
+    failed = [finding for finding in check.check(dataset_id) if finding.status == "failed"]
+    assert failed == []
+    ladder = load_ladder(task)
+    for rung in range(ladder.medium + 1):
+        episodes = [k for k in range(data.num_episodes) if minari_store.infos_of(dataset_id, k)["rung"][0] == rung]
+        returns, recorded = data.returns[episodes], ladder.about["rungs"][rung]
+        error = np.hypot(returns.std(ddof=1) / np.sqrt(len(returns)), recorded["standard_error"])
+        assert abs(returns.mean() - recorded["return"]) < 5 * error
