@@ -3,7 +3,7 @@
 Importing this package registers Gymnasium-Robotics and the ``hoard/*`` ids with Gymnasium.
 """
 
-from hoard.envs import _robotics, d4rl  # noqa: F401  registrations; Gymnasium-Robotics first, without its notice
+from hoard.envs import _mujoco, _robotics, d4rl  # noqa: F401  registrations; the first two keep others quiet
 from hoard.envs.batch import Batch, make_batch
 from hoard.envs.comblock import CombLock
 from hoard.envs.flatten import FlattenFloat32, flatten_obs, flatten_space

@@ -66,3 +66,23 @@ def test_import_is_silent_and_the_adroit_notice_reaches_those_it_concerns():
     if ADROIT_NOTICE:  # absent once Gymnasium-Robotics has fixed ids
         with pytest.warns(UserWarning, match="AdroitHandDoor"):
             make_env("AdroitHandDoor-v1").close()
+
+
+def test_mujoco_speaks_through_logging_and_leaves_no_file(tmp_path):
+    code = """
+import sys
+import numpy as np
+from hoard.envs import make_env
+env = make_env("HalfCheetah-v4")  # its model file is called out of date
+env.reset(seed=0)
+print("made", file=sys.stderr)
+env.unwrapped.data.qpos[:] = np.nan
+env.step(env.action_space.sample())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    before, after = done.stderr.split("made\n")
+    assert before == ""
+    assert "MuJoCo: Nan, Inf or huge value in QPOS" in after
+    assert not list(tmp_path.iterdir())
