@@ -469,8 +469,8 @@ def evaluation(entry: Entry, observations: np.ndarray) -> EnvSpec | None:
 
 
 _WHY_NOT = {
-    "kitchen": "Gymnasium-Robotics' FrankaKitchen-v1 does not run under MuJoCo 4, and its 59 numbers are not the 60 of "
-    "D4RL (30 of the state, 30 of the goal)",
+    "kitchen": "the 59 numbers of Gymnasium-Robotics' FrankaKitchen-v1 are not D4RL's 60 (30 of the state, 30 of the "
+    "goal); Minari's D4RL/kitchen sets can be trained on",
     "minigrid": "its actions are discrete and D4RL's own FourRooms, which is not that of the minigrid package, is gone",
     "bullet": "it needs PyBullet's environments, which know only the old Gym",
     "carla": "it needs the CARLA simulator",

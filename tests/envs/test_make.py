@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
+from gymnasium_robotics.utils import mujoco_utils
 
 from hoard.envs import make_env
 from hoard.envs.make import ADROIT_NOTICE
@@ -66,6 +68,42 @@ def test_import_is_silent_and_the_adroit_notice_reaches_those_it_concerns():
     if ADROIT_NOTICE:  # absent once Gymnasium-Robotics has fixed ids
         with pytest.warns(UserWarning, match="AdroitHandDoor"):
             make_env("AdroitHandDoor-v1").close()
+
+
+def test_the_kitchen_runs_and_reads_its_joints():
+    """Gymnasium-Robotics alone fails on it under MuJoCo 4."""
+    env = make_env("FrankaKitchen-v1", tasks_to_complete=["kettle", "microwave"])
+    obs, _ = env.reset(seed=0)
+    assert obs.shape == env.observation_space.shape == (59 + 2 * (7 + 1),)
+    assert env.spec.max_episode_steps == 280
+    robot = env.unwrapped.robot_env
+    model, data = robot.model, robot.data
+    for _ in range(5):
+        obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
+    assert not terminated
+    assert not truncated
+    achieved = slice(0, 8)  # keys in alphabetical order: achieved_goal (kettle, microwave), desired_goal, observation
+    kettle, microwave = (model.joint(name).qposadr[0] for name in ("kettle", "microwave"))
+    np.testing.assert_array_equal(obs[achieved][:7], data.qpos[kettle : kettle + 7].astype(np.float32))
+    np.testing.assert_array_equal(obs[achieved][7], np.float32(data.qpos[microwave]))
+    env.close()
+
+
+@pytest.mark.parametrize("kind", ["qpos", "qvel"])
+def test_joints_are_read_and_set_by_their_names(kind):
+    joints = '<body><{}joint name="{}"/><geom size="0.1"/></body>'
+    body = joints.format("free", "loose") + joints.format("", "hinge")
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{body}</worldbody></mujoco>")
+    data = mujoco.MjData(model)
+    size = {"qpos": 7, "qvel": 6}[kind]
+    get, put = getattr(mujoco_utils, f"get_joint_{kind}"), getattr(mujoco_utils, f"set_joint_{kind}")
+    put(model, data, "hinge", 0.5)
+    put(model, data, "loose", np.arange(size))
+    np.testing.assert_array_equal(getattr(data, kind), [*range(size), 0.5])
+    np.testing.assert_array_equal(get(model, data, "loose"), np.arange(size))
+    np.testing.assert_array_equal(get(model, data, "hinge"), [0.5])
+    with pytest.raises((AssertionError, KeyError)):
+        get(model, data, "nobody")
 
 
 def test_mujoco_speaks_through_logging_and_leaves_no_file(tmp_path):
