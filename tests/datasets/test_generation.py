@@ -122,6 +122,11 @@ def test_a_write_that_fails_half_way_leaves_nothing(root, short, monkeypatch, er
     assert datasets.load(ID).num_episodes == 4
 
 
+def test_the_episodes_behind_reference_returns_are_on_record(root):
+    minari_store.write("test/short-v0", pendulum.record(episodes=1, reference_episodes=2))
+    assert minari_store.metadata_of("test/short-v0")["num_episodes_average_score"] == 2
+
+
 def test_writing_over_a_dataset_is_refused(root, short):
     datasets.ensure(ID)
     with pytest.raises(DatasetError, match="exists already"):

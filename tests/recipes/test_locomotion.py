@@ -250,6 +250,9 @@ def test_stored_and_read_it_is_the_same_and_every_check_passes(record, root_of_i
     minari_store.write("test/walker2d-v0", recording)
     stored = minari_store.read("test/walker2d-v0")
     assert stored.content_hash == dataset_of("test/walker2d-v0", recording).content_hash
+    metadata = minari_store.metadata_of("test/walker2d-v0")
+    assert metadata["ref_max_score"] == d4rl_table.ENTRIES["walker2d-medium-v2"].ref_max
+    assert "num_episodes_average_score" not in metadata  # nobody here has measured them
     findings = {finding.name: finding for finding in check.check("test/walker2d-v0")}
     assert {finding.status for finding in findings.values()} == {"ok"}, findings
 
