@@ -3,6 +3,8 @@
 import itertools
 import json
 import re
+import subprocess
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -419,6 +421,13 @@ def test_a_small_training_from_start_to_dataset(tmp_path, capsys):
         locomotion_training.choose(locomotion_training.Choose("walker2d", tmp_path / "run", tmp_path / "out"))
     with pytest.raises(FileNotFoundError, match="run `train` first"):
         locomotion_training.choose(locomotion_training.Choose("hopper", tmp_path, tmp_path / "out"))
+
+
+def test_the_training_command_refuses_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "hoard.datasets.recipes.locomotion_training", "choose", "hopper"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path} holds no training.json; run `train` first\n"
 
 
 def test_stored_actors_act_as_stable_baselines3_does():
