@@ -22,21 +22,22 @@ FILE = Path(__file__).with_name("published.toml")
 
 
 def published_table(loaded: Results) -> tables.Table | None:
-    """Every method of the suite or of the published table, ours and theirs in one row; None if nothing is published."""
-    entry = tomllib.loads(FILE.read_text()).get(loaded.meta["suite"])
-    dataset = next((ours for ours in loaded.datasets if _stands_for(ours, entry["dataset"])), None) if entry else None
-    if entry is None or dataset is None:
+    """Every method of the suite or of the published table, ours and theirs in one row; None if nothing is published.
+
+    A dataset has rows if there are published numbers for it, or for the one that it is evaluated like (``+as=NAME``).
+    """
+    entry = tomllib.loads(FILE.read_text()).get(loaded.meta["suite"], {"scores": {}})
+    pairs = [(ours, theirs) for ours in loaded.datasets for theirs in entry["scores"] if _stands_for(ours, theirs)]
+    if not pairs:
         return None
-    measure = entry["measure"]
     values = tables.seed_values(loaded)
-    values = values[values["dataset"] == dataset]
-    theirs = {row["method"]: row for row in entry["rows"] if "method" in row}
-    foreign = [row for row in entry["rows"] if "method" not in row]
-    rows = [_row(method, values, theirs.get(method), measure) for method in loaded.methods]
-    rows += [_row("", values, row, measure) for row in foreign]
+    rows = [
+        row for ours, theirs in pairs for row in _rows(ours, entry, entry["scores"][theirs], loaded.methods, values)
+    ]
     frame = pd.DataFrame(rows)
     display = pd.DataFrame(
         {
+            "dataset": [row["dataset"] for row in rows],
             "method": [row["method"] or tables.DASH for row in rows],
             "n": [str(row["seeds"]) if row["method"] else tables.DASH for row in rows],
             "ours: mean ± std": [_spread(row["mean"], row["std"]) for row in rows],
@@ -47,11 +48,17 @@ def published_table(loaded: Results) -> tables.Table | None:
             "published: mean ± std": [_spread(row["published_mean"], row["published_std"]) for row in rows],
         }
     )
+    if len(pairs) == 1:
+        display = display.drop(columns="dataset")
     where = "recalled from memory and not re-read: check before quoting" if entry["sure"] == "memory" else "as printed"
-    what = {"return": "Raw return", "score": "Normalised score"}[measure]
-    notes = [f"Published: {entry['source']} ({where}). {what} on {entry['dataset']}."]
-    if dataset != entry["dataset"]:
-        notes.append(f"Ours is on {dataset}: other data, of that layout and scored on its scale.")
+    what = {"return": "Raw return", "score": "Normalised score"}[entry["measure"]]
+    on = f" on {pairs[0][1]}" if len(pairs) == 1 else ""
+    notes = [f"Published: {entry['source']} ({where}). {what}{on}."]
+    notes += [
+        f"Ours is on {ours}: other data than {theirs}, of that layout and scored on its scale."
+        for ours, theirs in pairs
+        if ours != theirs
+    ]
     return tables.Table(frame, display, tuple(notes))
 
 
@@ -60,19 +67,34 @@ def _stands_for(ours: str, theirs: str) -> bool:
     return ours == theirs or ours.endswith(f"+as={theirs.removeprefix('d4rl:')}")
 
 
-def _row(method: str, values: pd.DataFrame, published: dict[str, Any] | None, measure: str) -> dict[str, Any]:
+def _rows(
+    dataset: str, entry: dict[str, Any], scores: dict[str, list[float]], methods: Sequence[str], values: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """The rows of a dataset: our methods, each with its published name if it has one, then the published others."""
+    values = values[values["dataset"] == dataset]
+    named = {method: name for name, method in entry["methods"].items() if name in scores}
+    rows = [_row(dataset, method, named.get(method, ""), values, scores, entry["measure"]) for method in methods]
+    others = [name for name in scores if entry["methods"].get(name) not in methods]
+    return rows + [_row(dataset, "", name, values, scores, entry["measure"]) for name in others]
+
+
+def _row(
+    dataset: str, method: str, name: str, values: pd.DataFrame, scores: dict[str, list[float]], measure: str
+) -> dict[str, Any]:
     own = values.loc[values["method"] == method, measure].to_numpy()
     interval = stats.mean_interval([own])
+    mean, std = scores.get(name, (np.nan, np.nan))
     return {
+        "dataset": dataset,
         "method": method,
         "seeds": len(own),
         "mean": interval.point,
         "std": stats.std(own),
         "t_low": interval.low,
         "t_high": interval.high,
-        "published_as": published["name"] if published else "",
-        "published_mean": published["mean"] if published else np.nan,
-        "published_std": published["std"] if published else np.nan,
+        "published_as": name,
+        "published_mean": mean,
+        "published_std": std,
     }
 
 

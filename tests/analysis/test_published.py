@@ -4,8 +4,14 @@ import subprocess
 import sys
 import tomllib
 
+import pandas as pd
+import pytest
+from helpers import ROOT
+
 from hoard.analysis import published, report, results
 from hoard.runners import suite
+
+CORL = ROOT.parent / "shared" / "data" / "corl_readme_tables.csv"
 
 
 def fill(sweep):
@@ -54,11 +60,39 @@ def test_command(sweep):
     assert "| mbrcsl |" in done.stdout
 
 
+def test_several_datasets_have_their_own_rows(sweep):
+    sweep.suite = "d4rl-locomotion"
+    for dataset in ("d4rl:hopper-medium-v2", "d4rl:walker2d-medium-v2"):
+        for method in ("iql_corl", "bc", "rcsl"):
+            sweep.cell(method, dataset, 0, curve=[50.0])
+    table = published.published_table(results.load(sweep.write()))
+    shown = {(row["dataset"], row["method"], row["published as"]): row for row in table.display.to_dict("records")}
+    assert shown["d4rl:hopper-medium-v2", "iql_corl", "IQL"]["published: mean ± std"] == "67.5 ± 3.8"
+    assert shown["d4rl:walker2d-medium-v2", "bc", "BC"]["published: mean ± std"] == "63.2 ± 16.2"
+    assert shown["d4rl:hopper-medium-v2", "rcsl", "–"]["published: mean ± std"] == "–"
+    assert shown["d4rl:hopper-medium-v2", "–", "CQL"]["ours: mean ± std"] == "–"
+    assert len(shown) == 2 * (10 + 1)
+
+
+@pytest.mark.skipif(not CORL.is_file(), reason="CORL's tables are not here")
+def test_numbers_of_corl_are_those_it_printed():
+    printed = pd.read_csv(CORL).query("section == 'Last Scores'").set_index(["dataset", "algo"])
+    checked = 0
+    for name, entry in tomllib.loads(published.FILE.read_text()).items():
+        for dataset, scores in entry["scores"].items():
+            for algo, (mean, std) in scores.items() if entry["source"].startswith("CORL") else ():
+                row = printed.loc[dataset.removeprefix("d4rl:"), algo]
+                assert (mean, std) == (row["mean"], row["std"]), (name, dataset, algo)
+                checked += 1
+    assert checked == 100
+
+
 def test_every_set_names_a_suite_its_methods_and_its_source():
     for name, entry in tomllib.loads(published.FILE.read_text()).items():
         shipped = suite.read(name)
-        assert entry["dataset"] in shipped.datasets
-        assert {row["method"] for row in entry["rows"] if "method" in row} <= {m.name for m in shipped.methods}
+        assert set(entry["scores"]) <= set(shipped.datasets)
+        assert set(entry["methods"].values()) <= {m.name for m in shipped.methods}
+        assert set(entry["methods"]) <= {algo for scores in entry["scores"].values() for algo in scores}
         assert entry["sure"] in ("read", "memory")
         assert entry["source"]
         assert entry["measure"] == shipped.metric
