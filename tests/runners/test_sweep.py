@@ -89,12 +89,14 @@ def test_killed_interrupted_and_resumed_equals_undisturbed(suite_file, tmp_path)
         (signal.SIGKILL, False, 350),
         (signal.SIGINT, True, 700),
     ):
-        sweep = subprocess.Popen(bench(suite_file, "--results", broken), stdout=subprocess.PIPE, start_new_session=True)
-        until(lambda: updates_done(broken) >= after or sweep.poll() is not None)  # noqa: B023
+        log = tmp_path / f"after-{after}.txt"
+        with log.open("w") as out:
+            sweep = subprocess.Popen(bench(suite_file, "--results", broken), stdout=out, start_new_session=True)
+        # Cells that outlived the sweep before may be that far while this one still imports: wait for its first line.
+        until(lambda: ("to run" in log.read_text() and updates_done(broken) >= after) or sweep.poll() is not None)  # noqa: B023
         assert sweep.poll() is None, "the sweep ended before it could be disturbed"
         (os.killpg if tree else os.kill)(sweep.pid, signal_number)  # alone, its cells outlive it and are waited for
-        sweep.communicate(timeout=120)
-        assert sweep.returncode == (-9 if signal_number == signal.SIGKILL else 130)
+        assert sweep.wait(timeout=120) == (-9 if signal_number == signal.SIGKILL else 130)
     states = [json.loads(p.read_text())["status"] for p in broken.glob("runs/*/*/*/status.json")]
     assert "finished" not in states or len(set(states)) > 1
 
