@@ -77,6 +77,15 @@ def until(condition, timeout: float = 120) -> None:
         time.sleep(0.01)
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts background jobs with SIGINT ignored and their children inherit that; here Ctrl-C must count."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_killed_interrupted_and_resumed_equals_undisturbed(suite_file, tmp_path):
     """SIGKILL to the process tree, SIGKILL to the sweep alone, Ctrl-C, then to the end: every row equal to the bit."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"
