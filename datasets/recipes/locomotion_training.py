@@ -121,7 +121,7 @@ class _Snapshots(BaseCallback):
             "wall_minutes": round(wall / 60, 1),
             "episode_returns": self.returns,  # [step, return] of the training's own episodes
         }
-        _write(self.config.out / _RECORD, json.dumps(record))
+        _write(self.config.out / _RECORD, json.dumps(record).encode())
         recent = [r for _, r in self.returns[-20:]]
         mean = float(np.mean(recent)) if recent else float("nan")
         print(
@@ -258,7 +258,7 @@ def choose(config: Choose) -> None:
         "rungs": rungs,
         "curve": curve,
     }
-    _write(config.weights / f"{config.task}.json", json.dumps(about, indent=1) + "\n")
+    _write(config.weights / f"{config.task}.json", (json.dumps(about, indent=1) + "\n").encode())
 
 
 # --- files ---
@@ -267,9 +267,7 @@ def choose(config: Choose) -> None:
 def _save_snapshot(file: Path, actor: Actor) -> None:
     arrays: dict[str, Any] = {f"weight{i}": part for i, part in enumerate(actor.weights)}
     arrays |= {f"bias{i}": part for i, part in enumerate(actor.biases)}
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_bytes(safetensors.save(arrays))
-    os.replace(unfinished, file)
+    _write(file, safetensors.save(arrays))
 
 
 def _load_snapshot(file: Path) -> Actor:
@@ -278,9 +276,9 @@ def _load_snapshot(file: Path) -> Actor:
     return Actor(tuple(arrays[f"weight{i}"] for i in layers), tuple(arrays[f"bias{i}"] for i in layers))
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, data: bytes) -> None:
     unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(text)
+    unfinished.write_bytes(data)
     os.replace(unfinished, file)
 
 
