@@ -57,12 +57,11 @@ notebooks: setup-dev ## execute the notebooks in place, keeping their outputs
 lint: setup-dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p .lint/hoard && for d in algos analysis datasets envs runners; do ln -sfn ../../$$d .lint/hoard/$$d; done
-	MYPYPATH=.lint $(BIN)/mypy --namespace-packages --explicit-package-bases .lint/hoard
+	$(BIN)/mypy hoard
 
 format: setup-dev ## let ruff rewrite the layout of the code
 	$(BIN)/ruff check --fix-only -q .
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and caches; results and datasets stay
-	rm -rf $(VENV) .lint .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -79,7 +79,7 @@ from hoard.datasets import Dataset, ReplayBuffer
 from hoard.envs import make_env
 from hoard.envs.mazes import HiddenGoalMaze
 from hoard.runners import History, Run, main
-from hoard.runners.files import write_atomic
+from hoard.records.files import write_atomic
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 from hoard.datasets import d4rl, in_memory, minari_store, recipes
 from hoard.datasets.dataset import Dataset, DatasetError, Episode
 from hoard.datasets.replay import ReplayBuffer
-from hoard.datasets.suggest import nearest
+from hoard.records.suggest import nearest
 
 __all__ = [
     "Dataset",

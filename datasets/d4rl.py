@@ -42,7 +42,7 @@ from gymnasium.envs.registration import EnvSpec
 from hoard.datasets import d4rl_download
 from hoard.datasets.d4rl_table import BY_FILE, ENTRIES, Entry, defects
 from hoard.datasets.dataset import Dataset, DatasetError
-from hoard.datasets.suggest import nearest
+from hoard.records.suggest import nearest
 from hoard.envs import d4rl as environments
 
 PREFIX = "d4rl:"

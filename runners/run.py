@@ -37,7 +37,7 @@ from torch import Tensor
 
 from hoard.datasets import Dataset
 from hoard.runners.evaluate import Evaluator, Policy, evaluation_seed
-from hoard.runners.files import clear_scratch, read_json, write_atomic, write_json
+from hoard.records.files import clear_scratch, read_json, write_atomic, write_json
 from hoard.runners.training_env import TrainingEnv
 
 SCHEMA_VERSION = 1

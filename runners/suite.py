@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import hoard.algos
-from hoard.datasets.suggest import nearest
+from hoard.records.suggest import nearest
 from hoard.runners import suites
 
 ALGOS_FOLDER = Path(next(iter(hoard.algos.__path__)))

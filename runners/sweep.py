@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hoard import datasets
-from hoard.runners.files import read_json, write_json
+from hoard.records.files import read_json, write_json
 from hoard.runners.main import BUSY, STOPPED, BadInput, writable
 from hoard.runners.progress import generation_bar
 from hoard.runners.run import SCHEMA_VERSION, code_revision, is_busy, library_versions, machine, status_of

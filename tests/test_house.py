@@ -154,7 +154,7 @@ print("imported")
         ("algos", "from ..analysis import stats"),
         ("algos", "import iql"),
         ("algos", "from hoard import analysis"),
-        ("analysis", "from hoard.runners.files import read_json"),
+        ("analysis", "from hoard.records.files import read_json"),
         ("analysis", "from hoard import datasets"),
         ("datasets", "from hoard.runners import Run"),
         ("datasets", "from hoard import algos"),

@@ -124,7 +124,7 @@ def _report(args: argparse.Namespace) -> int:
 def _show(folder: Path) -> None:
     """Write the report of a suite's folder, print its table and where everything is."""
     from hoard.analysis import report, results
-    from hoard.runners.files import read_json
+    from hoard.records.files import read_json
 
     metric = read_json(folder / "cells.json").get("metric", "score")
     built = report.build(folder, metric=metric)
@@ -166,7 +166,7 @@ def _data_make(args: argparse.Namespace) -> int:
 def _data_info(args: argparse.Namespace) -> int:
     from hoard import datasets
     from hoard.datasets import card
-    from hoard.runners.files import write_atomic
+    from hoard.records.files import write_atomic
     from hoard.runners.main import BadInput
 
     kind = ""

@@ -1,0 +1,22 @@
+"""The folder of a run: which file holds what, and how far the run is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hoard.records.files import read_json
+
+EPISODES, METRICS = "episodes.parquet", "metrics.parquet"
+CONFIG, PROVENANCE, STATUS, LOG = "config.json", "provenance.json", "status.json", "log.txt"
+CHECKPOINT = "checkpoint.pt"  # what an unfinished run resumes from
+POLICY, POLICY_SPEC = "policy.safetensors", "policy.json"  # the trained policy: weights, and how to build it
+ALGORITHM = "algorithm.py"  # the algorithm file as it was
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """The run's status.json, or {'status': 'pending'} before its first start."""
+    try:
+        return read_json(folder / STATUS)
+    except FileNotFoundError:
+        return {"status": "pending"}

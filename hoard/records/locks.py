@@ -1,0 +1,42 @@
+"""Locks on folders. The kernel releases them with the process that holds them, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import IO
+
+from hoard.records.errors import Busy
+
+_NAME = ".lock"
+
+
+def lock_folder(folder: Path, note: str = "") -> IO[str]:
+    """Hold `folder` until the returned file is closed; `note` is what others read about the holder.
+
+    Raises Busy, with the holder's note, if another process has it.
+    """
+    lock = open(folder / _NAME, "a+")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        raise Busy(f"another process{f' ({holder})' if holder else ''} is working in {folder}") from None
+    lock.truncate(0)
+    lock.write(note)
+    lock.flush()
+    return lock
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds `folder`."""
+    try:
+        with open(folder / _NAME, "r+") as lock:  # writable: NFS locks no read-only handle
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
