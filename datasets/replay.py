@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hoard.datasets.actions import ActionScaler
 from hoard.datasets.dataset import Dataset
 
 Batch = dict[str, Tensor]
@@ -35,6 +36,11 @@ class ReplayBuffer:
         obs_dim: int | None = None,
         action_dim: int | None = None,
         extra: dict[str, np.ndarray] | None = None,
+        *,
+        scale_actions: bool = True,
+        clip_actions: float = 0.0,
+        reward_scale: float = 1.0,
+        reward_shift: float = 0.0,
     ) -> None:
         if dataset is not None:
             obs_dim, action_dim = dataset.obs_dim, dataset.action_dim
@@ -66,7 +72,14 @@ class ReplayBuffer:
         # Slot k of the online part owns table rows 2k and 2k+1 behind the dataset's.
         self.rows[self.offline_size :] = self._table_start + 2 * torch.arange(online_capacity, device=self.device)
         self.action = put("action", capacity, action_dim)
+        if dataset is not None and scale_actions:
+            scaler = ActionScaler(dataset.action_space.low, dataset.action_space.high, self.device)
+            self.action[: self.offline_size] = scaler.to_unit(self.action[: self.offline_size])
+        self._clip_actions, self._reward_scale, self._reward_shift = clip_actions, reward_scale, reward_shift
+        if clip_actions:
+            self.action.clamp_(-1 + clip_actions, 1 - clip_actions)
         self.reward = put("reward", capacity)
+        self.reward[: self.offline_size] = reward_scale * (self.reward[: self.offline_size] + reward_shift)
         self.terminated = put("terminated", capacity)
         self.episode = put("episode_index", capacity, dtype=torch.int64)
         self.episode[self.offline_size :] = -1  # an empty slot
@@ -88,8 +101,11 @@ class ReplayBuffer:
         row = self._table_start + 2 * self._cursor
         self.observations[row] = torch.as_tensor(obs, dtype=torch.float32)
         self.observations[row + 1] = torch.as_tensor(next_obs, dtype=torch.float32)
-        self.action[slot] = torch.as_tensor(action, dtype=torch.float32)
-        self.reward[slot] = float(reward)
+        stored = torch.as_tensor(action, dtype=torch.float32, device=self.device)
+        if self._clip_actions:
+            stored = stored.clamp(-1 + self._clip_actions, 1 - self._clip_actions)
+        self.action[slot] = stored
+        self.reward[slot] = self._reward_scale * (float(reward) + self._reward_shift)
         self.terminated[slot] = float(terminated)
         self.episode[slot] = self._episode
         self.timestep[slot] = self._online_t
@@ -99,6 +115,11 @@ class ReplayBuffer:
             self._online_t = 0
         self._cursor = (self._cursor + 1) % self.online_capacity
         self.online_size = min(self.online_size + 1, self.online_capacity)
+
+    def obs_stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the observations of all stored transitions, each (obs_dim,)."""
+        table = self.observations[self.rows[: len(self)]]
+        return table.mean(dim=0), table.std(dim=0, unbiased=False)
 
     # --- sampling ---
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
-from hoard.datasets import Dataset, DatasetError
-from hoard.datasets.discrete import require_box_actions
+from hoard.datasets import DatasetError
+from hoard.datasets.actions import ActionScaler
 from hoard.envs import make_env
+from hoard.runners.task import Task
 
 # Reset seeds with the top bit set are for evaluation, those without for training and for making datasets.
 _EVALUATION_BIT = 1 << 31
@@ -25,12 +27,15 @@ class History:
     """What the environments have shown since reset, for policies that condition on it; n environments, t steps so far.
 
     `obs` (n, T+1, obs_dim), `action` (n, T, action_dim), `reward` (n, T), zero beyond the present; obs[:, t] is now.
+    Actions are in the units that the policy acts in. `generator` is for policies that draw their actions: it is seeded
+    anew for every evaluation.
     """
 
     t: int
     obs: Tensor
     action: Tensor
     reward: Tensor
+    generator: torch.Generator
 
     @property
     def return_so_far(self) -> Tensor:
@@ -38,8 +43,34 @@ class History:
         return self.reward[:, : self.t].sum(dim=1)
 
 
-Policy = Callable[[Tensor, History], Tensor]
-"""(obs (n, obs_dim), history) -> action (n, action_dim) in environment units; it is clipped to the action space."""
+Act = Callable[[Tensor, History], Tensor]
+
+
+class Actor(Protocol):
+    """What is evaluated: a module whose `act(obs)` or `act(obs, history)` maps (n, obs_dim) to (n, action_dim).
+
+    Actions are in [-1, 1]; the runner maps them to the environment's units and clips them. A class attribute
+    `scale_actions = False` says that its actions are in the environment's units already.
+    """
+
+    act: Callable[..., Tensor]
+
+
+Policy = Actor | Act
+"""A module with `act`, or a function (obs, history) -> action in [-1, 1]."""
+
+
+def uses_history(policy: Policy) -> bool:
+    """Whether a policy looks at more than the present observation."""
+    act = getattr(policy, "act", policy)
+    return len(inspect.signature(act).parameters) > 1
+
+
+def act_of(policy: Policy) -> tuple[Act, bool]:
+    """The policy as a function (obs, history) -> action, and whether its actions are in [-1, 1]."""
+    act: Any = getattr(policy, "act", policy)
+    scaled = getattr(policy, "scale_actions", True)
+    return (act if uses_history(policy) else lambda obs, history: act(obs)), scaled
 
 
 def evaluation_seed(run_seed: int, update: int, episode: int, env_step: int = 0) -> int:
@@ -51,66 +82,82 @@ def evaluation_seed(run_seed: int, update: int, episode: int, env_step: int = 0)
     return int(np.random.SeedSequence(place).generate_state(1)[0]) | _EVALUATION_BIT
 
 
+def evaluation_generator(
+    run_seed: int, update: int, env_step: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """The generator that a policy draws its actions from in one evaluation."""
+    place = [run_seed, env_step, 2] if env_step else [run_seed, update, 0, 2]
+    seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)
+
+
 def training_seed(run_seed: int, number: int) -> int:
     """Reset seed number `number` of the training environments; never equal to an evaluation seed."""
     return int(np.random.SeedSequence([run_seed, number]).generate_state(1)[0]) & ~_EVALUATION_BIT
 
 
 class Evaluator:
-    """Rolls a policy out in the dataset's evaluation environment.
+    """Rolls a policy out in the environment of a task, several episodes in lockstep.
 
-    Raises DatasetError when the dataset names no environment, or one whose spaces do not fit the data.
+    Raises DatasetError when the task names no environment, or one whose spaces do not fit it.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device | str = "cpu") -> None:
-        require_box_actions(dataset)
-        if dataset.env_spec is None:
-            raise DatasetError(f"{dataset.id}: no evaluation environment is known for this dataset")
-        self.dataset, self.device, self.spec = dataset, torch.device(device), dataset.env_spec
+    def __init__(self, task: Task, device: torch.device | str = "cpu") -> None:
+        if task.env_spec is None:
+            raise DatasetError(f"{task.dataset}: no evaluation environment is known for this dataset")
+        self.task, self.device, self.spec = task, torch.device(device), task.env_spec
+        self.scaler = ActionScaler(task.low, task.high, self.device)
         try:
             self.envs = [make_env(self.spec)]
         except (TypeError, ValueError, ImportError, gym.error.Error) as error:
-            raise DatasetError(f"{dataset.id}: environment {self.spec.id} cannot be made: {error}") from error
+            raise DatasetError(f"{task.dataset}: environment {self.spec.id} cannot be made: {error}") from error
         self._check_spaces()
         assert self.spec.max_episode_steps is not None  # make_env refuses environments without a time limit
         self.max_steps = self.spec.max_episode_steps
 
     def _check_spaces(self) -> None:
-        data, name = self.dataset, self.spec.id
+        task, name = self.task, self.spec.id
         env: Any = self.envs[0]
-        if env.observation_space.shape != (data.obs_dim,):
+        if env.observation_space.shape != (task.obs_dim,):
             raise DatasetError(
-                f"{data.id}: observations have {data.obs_dim} numbers, environment {name} gives "
+                f"{task.dataset}: observations have {task.obs_dim} numbers, environment {name} gives "
                 f"{env.observation_space.shape[0]}"
             )
-        mine, theirs = data.action_space, env.action_space
-        if theirs.shape != mine.shape or not (
-            np.allclose(mine.low, theirs.low) and np.allclose(mine.high, theirs.high)
+        theirs = env.action_space
+        if theirs.shape != task.low.shape or not (
+            np.allclose(task.low, theirs.low) and np.allclose(task.high, theirs.high)
         ):
-            raise DatasetError(f"{data.id}: its action space {mine} does not fit {theirs} of environment {name}")
+            raise DatasetError(
+                f"{task.dataset}: its actions, from {task.low} to {task.high}, do not fit {theirs} of environment {name}"
+            )
 
     @torch.no_grad()
-    def __call__(self, policy: Policy, seeds: list[int]) -> list[dict[str, Any]]:
-        """One row per seed: eval_seed, return, length, success (None if never reported), score."""
+    def __call__(self, policy: Policy, seeds: list[int], generator: torch.Generator) -> list[dict[str, Any]]:
+        """One row per seed: eval_seed, return, length, success (None if never reported), score.
+
+        `generator` is what a stochastic policy draws from.
+        """
         rows: list[dict[str, Any]] = []
         for first in range(0, len(seeds), _LOCKSTEP):
-            rows += self._lockstep(policy, seeds[first : first + _LOCKSTEP])
-        scores = self.dataset.normalized_score(np.array([row["return"] for row in rows]))
+            rows += self._lockstep(policy, seeds[first : first + _LOCKSTEP], generator)
+        scores = self.task.normalized_score(np.array([row["return"] for row in rows]))
         for row, score in zip(rows, scores):
             row["score"] = float(score)
         return rows
 
-    def _lockstep(self, policy: Policy, seeds: list[int]) -> list[dict[str, Any]]:
+    def _lockstep(self, policy: Policy, seeds: list[int], generator: torch.Generator) -> list[dict[str, Any]]:
+        act, scaled = act_of(policy)
         n = len(seeds)
         while len(self.envs) < n:
             self.envs.append(make_env(self.spec))
-        low, high = self.dataset.action_space.low, self.dataset.action_space.high
+        low, high = self.task.low, self.task.high
         new = lambda *shape: torch.zeros(shape, device=self.device)  # noqa: E731
         history = History(
             0,
-            new(n, self.max_steps + 1, self.dataset.obs_dim),
-            new(n, self.max_steps, self.dataset.action_dim),
+            new(n, self.max_steps + 1, self.task.obs_dim),
+            new(n, self.max_steps, self.task.action_dim),
             new(n, self.max_steps),
+            generator,
         )
         obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds)])
         total, length = np.zeros(n), np.zeros(n, int)
@@ -121,7 +168,8 @@ class Evaluator:
         for t in range(self.max_steps):
             history.t = t
             history.obs[:, t] = torch.as_tensor(obs, device=self.device)
-            action = policy(history.obs[:, t], history).to(torch.float32)
+            action = act(history.obs[:, t], history)
+            action = (self.scaler.to_env(action) if scaled else action).to(torch.float32)
             if not torch.isfinite(action).all():
                 raise FloatingPointError(f"the policy returned a non-finite action at step {t} of an evaluation")
             clipped = np.clip(action.cpu().numpy(), low, high)
@@ -133,7 +181,8 @@ class Evaluator:
                     success[i] = bool(success[i]) or bool(info["success"])
                 running[i] = not (terminated or truncated)
             total += reward
-            history.action[:, t] = torch.as_tensor(clipped, device=self.device)
+            executed = torch.as_tensor(clipped, device=self.device)
+            history.action[:, t] = self.scaler.to_unit(executed) if scaled else executed
             history.reward[:, t] = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
             if not running.any():
                 break

@@ -56,11 +56,11 @@ def missing_extra(tensorboard: bool, wandb_project: str | None) -> str | None:
 
 def start(
     folder: Path, config: dict[str, Any], first: int, tensorboard: bool, wandb_project: str | None
-) -> tuple[Tracker, ...]:
+) -> list[Tracker]:
     """The trackers asked for, in a run folder whose next update is `first`."""
     out: list[Tracker] = []
     if tensorboard:
         out.append(TensorBoard(folder, first))
     if wandb_project:
         out.append(WandB(wandb_project, folder, config))
-    return tuple(out)
+    return out

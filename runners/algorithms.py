@@ -1,0 +1,81 @@
+"""Algorithm files: where they are, what they mean, how they are imported. Needs no torch until one is imported."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import hoard
+from hoard.records.errors import BadInput
+from hoard.records.names import check_name
+from hoard.records.suggest import nearest
+
+FOLDER = (Path(hoard.__path__[0]) / "algos").resolve()
+
+
+def available() -> list[str]:
+    """Names of the algorithm files in `algos/`."""
+    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def find(name: str | Path) -> Path:
+    """The file of an algorithm: a name in `algos/`, or a path that ends in .py.
+
+    Raises BadInput, naming the nearest ones, if there is none.
+    """
+    if str(name).endswith(".py"):
+        path = Path(name).expanduser().resolve()
+        check_name("algorithm", path.stem)
+        if not path.is_file():
+            raise BadInput(f"no algorithm file {name}")
+        return path
+    text = str(name)
+    if text.startswith("_") or text not in available():
+        raise BadInput(f"no algorithm '{text}' in algos/; nearest: {nearest(text, available())}; or give a path to a .py")
+    return FOLDER / f"{text}.py"
+
+
+def import_file(path: Path, algo: str | None = None) -> Any:
+    """Import an algorithm file by path; `algo` names it where its file name does not.
+
+    Raises BadInput if there is none, or if it lacks `Config` or `train`.
+    """
+    if not path.is_file():
+        raise BadInput(f"no algorithm file {path}")
+    name = f"hoard_algorithm_{algo or path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    for needed in ("Config", "train"):
+        if not hasattr(module, needed):
+            raise BadInput(f"{path} is no algorithm file: it has no '{needed}'")
+    return module
+
+
+def meaning_hash(source: str) -> str:
+    """SHA-256 of what a source says to Python: its syntax tree without docstrings. Comments and layout do not count."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = node.body[1:]
+    return hashlib.sha256(_dump(tree).encode()).hexdigest()
+
+
+def _dump(node: Any) -> str:
+    """A node and its fields, empty ones left out: the same text under every Python version."""
+    if isinstance(node, ast.AST):
+        fields = ((name, getattr(node, name, None)) for name in node._fields)
+        inner = ",".join(f"{name}={_dump(value)}" for name, value in fields if value not in (None, []))
+        return f"{type(node).__name__}({inner})"
+    if isinstance(node, list):
+        return f"[{','.join(map(_dump, node))}]"
+    return repr(node)

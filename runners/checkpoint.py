@@ -1,0 +1,39 @@
+"""Checkpoints: everything a run would need after a kill, in one file that appears whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hoard.records.files import write_atomic
+from hoard.records.schema import SCHEMA_VERSION
+
+
+def save(path: Path, state: dict[str, Any], prove: bool) -> None:
+    """Write `state`. With `prove` it is read back before it takes its place: what cannot be is found out now.
+
+    Raises RuntimeError if it cannot be read back.
+    """
+
+    def write(scratch: Path) -> None:
+        torch.save(state | {"schema_version": SCHEMA_VERSION}, scratch)
+        if prove:
+            load(scratch)
+
+    write_atomic(path, write)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU. Raises RuntimeError for a damaged file or another schema.
+
+    `load_state_dict` moves what belongs on the device; Adam's step counts belong on the CPU.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RuntimeError(f"{path.name} cannot be read back: {error}") from error
+    if state["schema_version"] != SCHEMA_VERSION:
+        raise RuntimeError(f"{path.name} has schema version {state['schema_version']}, not {SCHEMA_VERSION}")
+    return state

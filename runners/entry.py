@@ -1,0 +1,148 @@
+"""From an algorithm file to a finished run: on the command line (`main`) and in Python (`train_file`).
+
+Exit status: 0 finished (or finished before), 1 failed, 2 bad input, 75 another process has the run, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from hoard import datasets
+from hoard.records.errors import BAD_INPUT, BUSY, FAILED, OK, STOPPED, BadInput, Busy
+from hoard.records.folder import status_of
+from hoard.runners import trackers
+from hoard.runners.address import address
+from hoard.runners.algorithms import import_file, meaning_hash
+from hoard.runners.config import writable
+from hoard.runners.evaluate import Evaluator
+from hoard.runners.options import Options, Parsed, build, parse
+from hoard.runners.progress import generation_bar
+from hoard.runners.run import Run, Stopped
+from hoard.runners.task import task_of
+
+Train = Callable[[Any, Run], None]
+
+
+def main(
+    config_type: type,
+    train: Train,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    args: Sequence[str] | None = None,
+) -> None:
+    """Run an algorithm file from its command line and exit; see the module's notes for the status."""
+    algo_file = Path(inspect.getsourcefile(train) or "").resolve()
+    source = algo_file.read_text()  # first of all: the file may be edited while the data is made
+    try:
+        parsed = parse(config_type, presets or {}, sys.argv[1:] if args is None else args, algo_file.name)
+        sys.exit(_to_status(parsed, train, algo_file, source))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def _to_status(parsed: Parsed, train: Train, algo_file: Path, source: str) -> int:
+    try:
+        execute(parsed, train, algo_file, source)
+    except Busy as error:
+        print(f"busy: {error}", file=sys.stderr)
+        return BUSY
+    except Stopped:
+        return STOPPED
+    except BadInput:
+        raise
+    except (Exception, SystemExit):  # recorded and said already
+        return FAILED
+    return OK
+
+
+def train_file(algo_file: Path, dataset: str, results: Path, preset: str | None, **values: Any) -> Path:
+    """Train in this process and return the folder of the finished run; what is finished already is not trained again.
+
+    Raises BadInput for options that make no sense, Busy if another process has the run, and whatever ended a run early.
+    """
+    source = algo_file.read_text()
+    module = import_file(algo_file)
+    options = Options(results=Path(results), preset=preset)
+    values = {"dataset": dataset, **values}
+    return execute(
+        build(module.Config, getattr(module, "PRESETS", {}), algo_file.name, options, values),
+        module.train,
+        algo_file,
+        source,
+    )
+
+
+def execute(parsed: Parsed, train: Train, algo_file: Path, source: str) -> Path:
+    """Make or continue the run that was asked for and return its folder.
+
+    How it ended stands in its status.json and log. Raises BadInput, Busy, Stopped (a signal asked for it), or what went
+    wrong in the training.
+    """
+    cfg, options = parsed.cfg, parsed.options
+    if extra := trackers.missing_extra(options.tensorboard, options.wandb):
+        raise BadInput(f"--{extra} needs the extra: pip install 'hoard[{extra}]'")
+    torch.set_num_threads(cfg.threads)
+    writable(options.results)
+    with generation_bar(Console(), cfg.dataset) as progress:
+        dataset = datasets.load(cfg.dataset, progress)
+    Evaluator(task_of(dataset)).close()  # spaces that do not fit are found before anything is trained
+    place = address(algo_file.stem, meaning_hash(source), parsed.config, dataset.content_hash)
+    if parsed.planned not in (None, place):
+        raise BadInput(
+            f"{algo_file.name}, the dataset or the device is not what the sweep planned with ({parsed.planned}, now "
+            f"{place}); was the file edited while it ran? Start the sweep again"
+        )
+    folder = options.results / place
+    if status_of(folder)["status"] == "finished":
+        print(f"finished before: {folder}")
+        return folder
+    run = Run(
+        folder, cfg, dataset, algo=algo_file.stem, source=source, config=parsed.config, overrides=parsed.overrides
+    )
+
+    def stop(*_: object) -> None:
+        run.stop_requested = True
+
+    with run:
+        # Only the main thread may handle signals; elsewhere (a notebook's worker, say) they stay as they are.
+        handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        previous = {number: signal.signal(number, stop) for number in handled}
+        try:
+            print(f"{algo_file.stem} on {cfg.dataset}, seed {cfg.seed} -> {folder}", flush=True)
+            run.recorder.trackers = trackers.start(
+                folder, parsed.config, run.count, options.tensorboard, options.wandb
+            )
+            train(cfg, run)
+            run.finish(options.keep_checkpoint)
+        except Stopped:
+            run.fail("interrupted")
+            run.say(f"stopped after {run.progress_text}; the same command goes on from there")
+            raise
+        except (Exception, SystemExit) as error:
+            _record_failure(run, error)
+            raise
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+    return folder
+
+
+def _record_failure(run: Run, error: BaseException) -> None:
+    """Say and record why a run failed; on a full disk saying it has to do."""
+    print(traceback.format_exc(), flush=True)
+    try:
+        run.fail("failed", f"{type(error).__name__}: {error}")
+        with open(run.folder / "log.txt", "a") as log:
+            log.write(traceback.format_exc())
+    except OSError as second:
+        print(f"and it could not be recorded in {run.folder}: {second}", flush=True)
