@@ -44,13 +44,13 @@ def run_file(tmp_path):
     """
 
     def call(algo: str | Path, *args: str, results: Path | None = None) -> SimpleNamespace:
-        from hoard.runners.main import main
-        from hoard.runners.plan import import_file
+        from hoard.runners import main
+        from hoard.runners.algorithms import import_file
 
         file = algo if isinstance(algo, Path) else ROOT / "algos" / f"{algo}.py"
         module = import_file(file)
         out, err = io.StringIO(), io.StringIO()
-        options = [*args, "--results", str(results or tmp_path / "results")]
+        options = [*args, "--results", str(results or tmp_path / "results"), "--keep-checkpoint", "true"]
         streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
         with streams[0], streams[1], pytest.raises(SystemExit) as end:
             main(module.Config, module.train, module.PRESETS, options)

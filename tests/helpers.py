@@ -9,9 +9,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def command(algo: str | Path, *args: str, results: Path) -> list[str]:
-    """The command line of an algorithm file, by name in algos/ or by path."""
+    """The command line of an algorithm file, by name in algos/ or by path; the run keeps its last checkpoint."""
     file = algo if isinstance(algo, Path) else ROOT / "algos" / f"{algo}.py"
-    return [sys.executable, str(file), *args, "--results", str(results)]
+    return [sys.executable, str(file), *args, "--results", str(results), "--keep-checkpoint", "true"]
 
 
 def small(dataset: str, **options: object) -> list[str]:

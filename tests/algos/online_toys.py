@@ -9,28 +9,42 @@ import torch
 from toys import FakeRun
 
 from hoard.datasets import Dataset, ReplayBuffer
+from hoard.datasets.actions import ActionScaler
+from hoard.runners.training_env import Step
 
 
 class FakeEnv:
-    """Random observations and rewards, whatever is done; episodes of `length` steps. Keeps the actions it was given."""
+    """Random observations and rewards, whatever is done; episodes of `length` steps.
+
+    As `TrainingEnv`, it takes actions in [-1, 1]. It keeps those it was given, in environment units, and the rewards.
+    """
 
     def __init__(self, dataset: Dataset, on_step: Callable[[], None], length: int) -> None:
         self.rng, self.dataset, self.on_step, self.length = np.random.default_rng(0), dataset, on_step, length
+        self.scaler = ActionScaler(dataset.action_space.low, dataset.action_space.high)
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
-        self.obs = self._new()
+        self._obs = self._new()
 
     def _new(self) -> np.ndarray:
         return self.rng.normal(size=self.dataset.obs_dim).astype(np.float32)
 
-    def step(self, action: np.ndarray):
-        before, self.obs = self.obs, self._new()
-        self.actions.append(np.array(action))
+    @property
+    def obs(self) -> torch.Tensor:
+        return torch.as_tensor(self._obs)[None]
+
+    def random_action(self, generator: torch.Generator) -> torch.Tensor:
+        return 2 * torch.rand(1, self.dataset.action_dim, generator=generator) - 1
+
+    def step(self, action: torch.Tensor) -> Step:
+        before, self._obs = self._obs, self._new()
+        self.actions.append(self.scaler.to_env(action).detach().reshape(-1).numpy())
         self.rewards.append(float(self.rng.normal()))
         self.on_step()
         space = self.dataset.action_space
-        done = np.clip(action, space.low, space.high)
-        return before, done, self.rewards[-1], self.obs, False, len(self.actions) % self.length == 0
+        clipped = torch.as_tensor(np.clip(self.actions[-1], space.low, space.high))
+        executed = self.scaler.to_unit(clipped).numpy()
+        return Step(before, executed, self.rewards[-1], self._obs, False, len(self.actions) % self.length == 0)
 
 
 class OnlineRun(FakeRun):
@@ -46,24 +60,32 @@ class OnlineRun(FakeRun):
     def _stepped(self) -> None:
         self.env_step += 1
 
-    def training_env(self) -> FakeEnv:
+    def training_env(self, scale_actions: bool = True) -> FakeEnv:
         return self.env
 
     def register(self, **objects) -> None:
+        super().register(**objects)
         if self.double:  # in place: optimisers know these very parameters
-            for thing in objects.values():
+            for thing in self.objects.values():
                 if isinstance(thing, torch.nn.Module):
                     thing.double()
                 if isinstance(thing, ReplayBuffer):
                     for name in ("observations", "action", "reward", "terminated"):
                         setattr(thing, name, getattr(thing, name).double())
-        super().register(**objects)
 
     def online(self, steps: int) -> Iterator[None]:
         while self.env_step < steps:
             self.evaluation_due = self.env_step + 1 in self.eval_at
             yield
             self.on_update()
+
+    def log(self, metrics, updates: int = 1) -> None:
+        self.update += updates
+        super().log(metrics)
+
+    @property
+    def evaluation_final(self) -> bool:
+        return self.evaluation_due and self.env_step >= max(self.eval_at)
 
     def say(self, text: str) -> None:
         self.said = text

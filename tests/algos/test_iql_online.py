@@ -45,7 +45,7 @@ def test_what_is_stored_and_drawn(tiny, run_file, tmp_path, monkeypatch):
     assert stored["reward"].numpy() == pytest.approx(-cost * scale, rel=1e-3, abs=1e-3)
     assert stored["action"].abs().max() <= 1 - 1e-5
     assert stored["action"].std() > 0.3  # it explores
-    assert state["objects"]["actor_adam"]["param_groups"][0]["lr"] == iql.Config().lr
+    assert state["objects"]["optimizers.actor"]["param_groups"][0]["lr"] == iql.Config().lr
     assert (state["update"], state["env_step"]) == (450, 430)
 
 
@@ -70,8 +70,8 @@ def test_killed_online_and_resumed_equals_undisturbed(tiny, tmp_path):
 
 def test_an_unusable_ratio_is_refused(tiny, run_file):
     done = run_file("iql", *small(tiny, **ONLINE, offline_ratio=1.5))
-    assert done.returncode == 1
-    assert "offline_ratio 1.5" in done.stdout
+    assert done.returncode == 2
+    assert "offline_ratio 1.5: must be between 0 and 1" in done.stderr
 
 
 def test_the_offline_result_does_not_depend_on_the_online_stage(tiny, run_file, tmp_path):

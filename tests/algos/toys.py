@@ -88,9 +88,12 @@ class FakeRun:
         self.logged: list[dict[str, torch.Tensor]] = []
 
     def register(self, **objects) -> None:
-        self.objects = objects
+        """Dictionaries are taken apart, as `Run.register` does: `optimizers.actor`."""
+        self.objects = {}
+        for name, thing in objects.items():
+            self.objects |= {f"{name}.{k}": v for k, v in thing.items()} if isinstance(thing, dict) else {name: thing}
         if self.remember_start:
-            self.start = {k: copy.deepcopy(v) for k, v in objects.items() if isinstance(v, torch.nn.Module)}
+            self.start = {k: copy.deepcopy(v) for k, v in self.objects.items() if isinstance(v, torch.nn.Module)}
             self.start_generator = torch.Generator()
             self.start_generator.set_state(self.generator.get_state())
 
@@ -99,5 +102,5 @@ class FakeRun:
             yield number
             self.on_update()
 
-    def log(self, metrics) -> None:
+    def log(self, metrics, updates: int = 1) -> None:
         self.logged.append(metrics)
