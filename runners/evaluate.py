@@ -82,6 +82,11 @@ def evaluation_seed(run_seed: int, update: int, episode: int, env_step: int = 0)
     return int(np.random.SeedSequence(place).generate_state(1)[0]) | _EVALUATION_BIT
 
 
+def fresh_seed(seed: int, episode: int) -> int:
+    """Reset seed of an episode that belongs to no run: for scoring a trained policy once more."""
+    return int(np.random.SeedSequence([seed, 0, 0, episode, 2]).generate_state(1)[0]) | _EVALUATION_BIT
+
+
 def evaluation_generator(
     run_seed: int, update: int, env_step: int = 0, device: torch.device | str = "cpu"
 ) -> torch.Generator:

@@ -22,7 +22,7 @@ from hoard.records.files import read_json, write_atomic, write_json
 from hoard.records.schema import SCHEMA_VERSION
 from hoard.runners.algorithms import import_file
 from hoard.runners.config import from_plain
-from hoard.runners.evaluate import History, act_of, uses_history
+from hoard.runners.evaluate import Evaluator, History, act_of, fresh_seed, uses_history
 from hoard.runners.task import Task
 
 _GIVEN = ("cfg", "obs_dim", "action_dim", "generator")
@@ -68,7 +68,7 @@ class Policy:
         self.actor, self.task, self.algo, self.config, self.device = actor, task, algo, config, device
         self.uses_history = uses_history(actor)  # type: ignore[arg-type]
         self._act, self._scaled = act_of(actor)  # type: ignore[arg-type]
-        self._scaler = ActionScaler(task.low, task.high, device)
+        self.scaler = ActionScaler(task.low, task.high, device)
         self.reset()
 
     def reset(self, seed: int = 0) -> None:
@@ -87,11 +87,11 @@ class Policy:
         batch = torch.as_tensor(np.atleast_2d(obs), device=self.device)
         history = self._look(batch, reward)
         action = self._act(batch, history)
-        action = (self._scaler.to_env(action) if self._scaled else action).to(torch.float32)
+        action = (self.scaler.to_env(action) if self._scaled else action).to(torch.float32)
         clipped = np.clip(action.cpu().numpy(), self.task.low, self.task.high)
         if self.uses_history:
             executed = torch.as_tensor(clipped, device=self.device)
-            history.action[:, history.t] = self._scaler.to_unit(executed) if self._scaled else executed
+            history.action[:, history.t] = self.scaler.to_unit(executed) if self._scaled else executed
         return clipped if obs.ndim == 2 else clipped[0]
 
     def _look(self, obs: Tensor, reward: np.ndarray | float | None) -> History:
@@ -139,3 +139,18 @@ def load_policy(run: str | Path, device: str = "cpu") -> Policy:
     except (RuntimeError, OSError) as error:
         raise BadInput(f"{folder / names.POLICY}: {error}") from error
     return Policy(actor.eval().requires_grad_(False), task, spec["algo"], spec["config"], where)
+
+
+def score(policy: Policy, episodes: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Roll a policy out in its environment: one row per episode, as `Evaluator` gives them.
+
+    Episode seeds follow from `seed` and are none of a run's own evaluations. Raises BadInput for less than one episode.
+    """
+    if episodes < 1:
+        raise BadInput(f"episodes {episodes}: must be at least 1")
+    evaluator = Evaluator(policy.task, policy.device)
+    try:
+        seeds = [fresh_seed(seed, k) for k in range(episodes)]
+        return evaluator(policy.actor, seeds, torch.Generator(policy.device).manual_seed(seed))  # type: ignore[arg-type]
+    finally:
+        evaluator.close()

@@ -52,12 +52,12 @@ def dying_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int) -> Iterato
     """What runs inside dies, with `Killed`, at the `call`-th call of `Run.<method>`; fails if it lives on."""
     original, seen = getattr(Run, method), 0
 
-    def mortal(self: Run, *args: Any) -> Any:
+    def mortal(self: Run, *args: Any, **kwargs: Any) -> Any:
         nonlocal seen
         seen += 1
         if seen == call:
             raise Killed
-        return original(self, *args)
+        return original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, method, mortal)

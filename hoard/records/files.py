@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a scratch file in the same folder, then move it over `path`."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_atomic(path: Path, write: Callable[[Path], Any], suffix: str = "") -> None:
+    """Let `write` fill a scratch file in the same folder, then move it over `path`.
+
+    `suffix` ends the scratch file's name, for writers that go by it.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
     try:
         write(scratch)
         with open(scratch, "rb") as file:
@@ -28,7 +31,7 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
 
 def clear_scratch(folder: Path) -> None:
     """Remove what writers that were killed left behind; only for the holder of the folder's lock."""
-    for stale in folder.glob(".*.tmp"):
+    for stale in folder.glob(".*.tmp*"):
         stale.unlink(missing_ok=True)
 
 

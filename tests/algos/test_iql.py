@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from toys import FakeRun, chain_dataset, flat_dataset
 
 from hoard.algos import iql
+from hoard.datasets import ReplayBuffer
 
 
 @pytest.mark.parametrize("expectile", [0.1, 0.5, 0.7, 0.9])
@@ -72,7 +73,7 @@ def test_training_reaches_the_tabular_fixed_point(order, expectile):
     )  # fmt: skip
     run = FakeRun(dataset, seed=0)
     iql.train(cfg, run)
-    value, critic = run.objects["value"], run.objects["critic"]
+    value, critic = run.objects["networks.value"], run.objects["networks.critic"]
     v, q = fixed_point(dataset, expectile, cfg.discount)
     span = max(v.values()) - min(v.values())
     assert span > 0.3  # the problem is not trivial
@@ -96,7 +97,7 @@ def test_one_update_in_the_stated_order(order, q_loss):
     run = FakeRun(dataset, seed=1, remember_start=True)
     iql.train(cfg, run)
 
-    nets = run.start
+    nets = {name.removeprefix("networks."): net for name, net in run.start.items()}
     actor, value, critic, target = (nets[k] for k in ("actor", "value", "critic", "target"))
     adam = {k: torch.optim.Adam(nets[k].parameters(), lr=cfg.lr) for k in ("actor", "value", "critic")}
     generator = run.start_generator
@@ -118,10 +119,10 @@ def test_one_update_in_the_stated_order(order, q_loss):
         index = torch.randint(len(dataset), (16,), generator=generator)
         s, a, r, n, d = (data[key][index] for key in ("obs", "action", "reward", "next", "end"))
         qt = torch.minimum(*target(s, a)).detach()
-        old_backup, old_advantage = (r + 0.99 * (1 - d) * value(n)[:, 0]).detach(), (qt - value(s)[:, 0]).detach()
-        u = qt - value(s)[:, 0]
+        old_backup, old_advantage = (r + 0.99 * (1 - d) * value(n)).detach(), (qt - value(s)).detach()
+        u = qt - value(s)
         descend("value", (torch.abs(0.7 - (u < 0).float()) * u**2).mean())
-        new_backup, new_advantage = (r + 0.99 * (1 - d) * value(n)[:, 0]).detach(), (qt - value(s)[:, 0]).detach()
+        new_backup, new_advantage = (r + 0.99 * (1 - d) * value(n)).detach(), (qt - value(s)).detach()
         backup, advantage = (new_backup, new_advantage) if order == "paper" else (old_backup, old_advantage)
         mean, log_std = actor(s)
         log_prob = torch.distributions.Normal(mean, log_std.exp()).log_prob(a).sum(-1)
@@ -132,7 +133,8 @@ def test_one_update_in_the_stated_order(order, q_loss):
         for slow, fast in zip(target.parameters(), critic.parameters()):
             slow.data = 0.995 * slow.data + 0.005 * fast.data
     for name in ("actor", "value", "critic", "target"):
-        for mine, theirs in zip(nets[name].parameters(), run.objects[name].parameters()):
+        trained = run.objects[name if name == "target" else f"networks.{name}"]
+        for mine, theirs in zip(nets[name].parameters(), trained.parameters()):
             torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-6)
 
 
@@ -140,15 +142,15 @@ def test_reward_range_is_cut_at_episode_ends():
     """Three 1000-step episodes of constant reward 1, 2, 3: the range of returns is exactly 2000."""
     dataset = flat_dataset(rewards=np.repeat([1.0, 2.0, 3.0], 1000), lengths=[1000, 1000, 1000])
     reward = torch.as_tensor(dataset.reward)
-    assert torch.equal(iql.transform_reward(reward, dataset, "return_range"), reward * 0.5)
-    assert torch.equal(iql.transform_reward(reward, dataset, "minus_one"), reward - 1)
-    assert torch.equal(iql.transform_reward(reward, dataset, "none"), reward)
+    for mode, wanted in (("return_range", reward * 0.5), ("minus_one", reward - 1), ("none", reward)):
+        transform = iql.reward_transform(dataset, iql.Config(reward_mode=mode))
+        assert torch.equal(ReplayBuffer(dataset, **transform).reward, wanted)
 
 
 def test_reward_range_of_equal_returns_is_refused():
     dataset = flat_dataset(rewards=np.ones(20), lengths=[10, 10])
     with pytest.raises(ValueError, match="same return"):
-        iql.transform_reward(torch.as_tensor(dataset.reward), dataset, "return_range")
+        iql.reward_transform(dataset, iql.Config())
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("cosine", 0.0), ("constant", 1e-3)])
@@ -157,7 +159,7 @@ def test_actor_learning_rate_over_the_run(schedule, last):
     cfg = iql.Config(updates=200, hidden=(4,), batch_size=4, lr=1e-3, actor_lr_schedule=schedule, reward_mode="none")
     seen = []
     run = FakeRun(flat_dataset(n=20), seed=0)
-    run.on_update = lambda: seen.append(run.objects["actor_adam"].param_groups[0]["lr"])
+    run.on_update = lambda: seen.append(run.objects["optimizers.actor"].param_groups[0]["lr"])
     iql.train(cfg, run)
     assert seen[0] == pytest.approx(1e-3)
     assert seen[-1] == pytest.approx(last, abs=1e-6)
@@ -165,14 +167,14 @@ def test_actor_learning_rate_over_the_run(schedule, last):
 
 
 def test_wide_action_spaces_are_mapped_to_the_unit_box():
-    dataset = flat_dataset(n=30, high=4.0)
-    run = FakeRun(dataset, seed=0)
-    iql.train(iql.Config(updates=2, hidden=(8,), batch_size=8, reward_mode="none"), run)
-    actor = run.objects["actor"]
-    obs = torch.as_tensor(dataset.obs)
-    mean, _ = actor(obs)
-    assert mean.abs().max() <= 1
-    torch.testing.assert_close(actor.act(obs), 4.0 * mean)
+    """Actions four times as wide train the same weights: the file sees them in [-1, 1]."""
+    narrow, wide = (FakeRun(flat_dataset(n=30, high=high), seed=0) for high in (1.0, 4.0))
+    for run in (narrow, wide):
+        iql.train(iql.Config(updates=20, hidden=(8,), batch_size=8, reward_mode="none"), run)
+    actors = [run.objects["networks.actor"] for run in (narrow, wide)]
+    obs = torch.as_tensor(narrow.dataset.obs)
+    assert torch.equal(*[actor.act(obs) for actor in actors])
+    assert actors[0].act(obs).abs().max() <= 1
 
 
 def test_reloaded_policy_acts_identically_on_raw_observations():
@@ -182,10 +184,10 @@ def test_reloaded_policy_acts_identically_on_raw_observations():
     first, second = FakeRun(dataset, seed=0), FakeRun(flat_dataset(n=60, seed=6), seed=1)
     iql.train(cfg, first)
     iql.train(cfg, second)
-    saved = copy.deepcopy(first.objects["actor"].state_dict())
-    second.objects["actor"].load_state_dict(saved)
+    saved = copy.deepcopy(first.objects["networks.actor"].state_dict())
+    second.objects["networks.actor"].load_state_dict(saved)
     obs = torch.as_tensor(dataset.obs)
-    assert torch.equal(first.objects["actor"].act(obs), second.objects["actor"].act(obs))
+    assert torch.equal(first.objects["networks.actor"].act(obs), second.objects["networks.actor"].act(obs))
 
 
 def test_dropout_is_drawn_from_the_runs_generator_and_off_when_acting():
@@ -197,8 +199,8 @@ def test_dropout_is_drawn_from_the_runs_generator_and_off_when_acting():
         iql.train(cfg, run)
     assert torch.equal(before, torch.get_rng_state())
     obs = torch.as_tensor(dataset.obs)
-    assert torch.equal(*[run.objects["actor"].act(obs) for run in runs])
-    actor = runs[0].objects["actor"]
+    assert torch.equal(*[run.objects["networks.actor"].act(obs) for run in runs])
+    actor = runs[0].objects["networks.actor"]
     assert torch.equal(actor.act(obs), actor.act(obs))
     assert not torch.equal(actor(obs, runs[0].generator)[0], actor(obs, runs[0].generator)[0])
 

@@ -12,11 +12,20 @@ import torch
 from hoard import datasets
 from hoard.datasets.discrete import OneHot
 from hoard.envs import make_env
-from hoard.runners.evaluate import Evaluator, evaluation_seed, training_seed
+from hoard.runners.evaluate import Evaluator, evaluation_seed, training_seed, uses_history
+from hoard.runners.task import task_of
 
 
 def policy(obs, history):
-    return torch.sin(7 * obs[:, :1]) * 3  # beyond the bounds of the action space at times
+    return torch.sin(7 * obs[:, :1]) * 1.5  # beyond [-1, 1] at times
+
+
+def draws():
+    return torch.Generator().manual_seed(0)
+
+
+def evaluator_of(data):
+    return Evaluator(task_of(data))
 
 
 def plain_loop(spec, seed):
@@ -24,9 +33,8 @@ def plain_loop(spec, seed):
     obs, _ = env.reset(seed=seed)
     total, steps, rewards = 0.0, 0, []
     while True:
-        action = np.clip(
-            policy(torch.as_tensor(obs)[None], None)[0].numpy(), env.action_space.low, env.action_space.high
-        )
+        torque = 2 * policy(torch.as_tensor(obs)[None], None)[0].numpy()
+        action = np.clip(torque, env.action_space.low, env.action_space.high)
         obs, reward, terminated, truncated, _ = env.step(action)
         total, steps = total + reward, steps + 1
         rewards.append(reward)
@@ -36,15 +44,15 @@ def plain_loop(spec, seed):
 
 def test_lockstep_equals_one_by_one(tiny):
     data = datasets.load(tiny)
-    evaluator = Evaluator(data)
+    evaluator = evaluator_of(data)
     seeds = [evaluation_seed(0, 5, k) for k in range(13)]  # more than one group
-    rows = evaluator(policy, seeds)
+    rows = evaluator(policy, seeds, draws())
     assert [row["eval_seed"] for row in rows] == seeds
     for row in rows[::4]:
         total, steps = plain_loop(data.env_spec, row["eval_seed"])
         assert row["return"] == pytest.approx(total, rel=1e-6)
         assert row["length"] == steps
-    assert rows == evaluator(policy, seeds)  # used again, nothing is left over
+    assert rows == evaluator(policy, seeds, draws())  # used again, nothing is left over
 
 
 def test_history_shows_what_happened(tiny):
@@ -60,8 +68,8 @@ def test_history_shows_what_happened(tiny):
         assert not history.reward[:, t:].any()
         return torch.full((len(obs), 1), 5.0)
 
-    rows = Evaluator(data)(watch, [2**31 + 1, 2**31 + 2])
-    assert all((action == 2.0).all() for _, action in seen)  # the clipped action is the one on record
+    rows = evaluator_of(data)(watch, [2**31 + 1, 2**31 + 2], draws())
+    assert all((action == 1.0).all() for _, action in seen)  # the executed action is the one on record
     last = rows[0]["return"] - sum(r[0].item() for r, _ in seen)
     assert -17 < last <= 0
 
@@ -91,13 +99,13 @@ def test_episodes_end_at_their_own_time(tiny):
         gym.register(name, EarlyEnd, max_episode_steps=6)
     data = datasets.load(tiny)
     data = dataclasses.replace(data, observations=data.observations[:, :1], env_spec=gym.spec(name))
-    rows = Evaluator(data)(lambda obs, history: torch.zeros(len(obs), 1), [20, 23, 29])
+    rows = evaluator_of(data)(lambda obs, history: torch.zeros(len(obs), 1), [20, 23, 29], draws())
     assert [(r["length"], r["return"], r["success"]) for r in rows] == [(1, 1, True), (4, 4, True), (6, 6, False)]
 
 
 def test_a_policy_gone_wrong_is_noticed(tiny):
     with pytest.raises(FloatingPointError, match="non-finite action at step 0"):
-        Evaluator(datasets.load(tiny))(lambda obs, history: torch.full((len(obs), 1), float("nan")), [2**31])
+        evaluator_of(datasets.load(tiny))(lambda obs, history: torch.full((len(obs), 1), float("nan")), [2**31], draws())
 
 
 def test_seeds_of_evaluation_and_training_never_meet():
@@ -111,11 +119,30 @@ def test_discrete_actions_are_refused_with_the_dataset_named(tiny):
     space = OneHot(gym.spaces.Discrete(1))  # as wide as the torque it replaces
     data = dataclasses.replace(datasets.load(tiny), action_space=space)
     with pytest.raises(datasets.DatasetError, match=r"pendulum-v0: its action space is Discrete\(1\).* need a Box"):
-        Evaluator(data)
+        evaluator_of(data)
 
 
 def test_an_environment_that_cannot_be_made_is_named(tiny):
     spec = gym.envs.registration.EnvSpec("NoSuch-v3", entry_point="no.such.module:Env", max_episode_steps=5)
     data = dataclasses.replace(datasets.load(tiny), env_spec=spec)
     with pytest.raises(datasets.DatasetError, match=r"test/pendulum-v0: environment NoSuch-v3 cannot be made"):
-        Evaluator(data)
+        evaluator_of(data)
+
+
+class Torques(torch.nn.Module):
+    scale_actions = False
+
+    def act(self, obs):
+        return 3 * torch.sin(7 * obs[:, :1])
+
+
+def test_a_policy_in_environment_units_says_so(tiny):
+    data, seeds = datasets.load(tiny), [2**31 + k for k in range(3)]
+    scaled = lambda obs, history: 1.5 * torch.sin(7 * obs[:, :1])  # noqa: E731
+    rows = [evaluator_of(data)(policy, seeds, draws()) for policy in (Torques(), scaled)]
+    assert rows[0] == rows[1]
+
+
+def test_what_a_policy_looks_at_is_read_off_its_signature():
+    assert not uses_history(Torques())
+    assert uses_history(policy)

@@ -58,11 +58,13 @@ def metadata(dataset_id: str) -> Path:
 
 def test_finished_runs_are_not_run_again_and_a_changed_file_is_a_new_run(tiny, run_file, tmp_path):
     fork = tmp_path / "fork.py"
-    fork.write_text((ROOT / "algos" / "rcsl.py").read_text())
+    fork.write_text((ROOT / "algos" / "bc.py").read_text())
     assert run_file(fork, *small(tiny)).returncode == 0
     again = run_file(fork, *small(tiny))
     assert (again.returncode, again.stdout.startswith("finished before")) == (0, True)
-    fork.write_text(fork.read_text() + "\n# changed\n")
+    fork.write_text(fork.read_text() + "\n# a comment is no change, nor is how often metrics are written\n")
+    assert run_file(fork, *small(tiny, log_every=20, checkpoint_every=30)).stdout.startswith("finished before")
+    fork.write_text(fork.read_text() + "\nCHANGED = True\n")
     assert run_file(fork, *small(tiny)).stdout.startswith("fork on")
     assert run_file(fork, *small(tiny, lr=0.5)).stdout.startswith("fork on")
     assert len(list((tmp_path / "results").glob("runs/fork/*/*"))) == 3
@@ -101,7 +103,7 @@ def test_a_kill_at_any_write_loses_nothing(tiny, run_file, tmp_path, monkeypatch
     args = small(
         tiny, updates=20, log_every=5, eval_every=10, checkpoint_every=5, eval_episodes=1, final_eval_episodes=1
     )
-    run_file("rcsl", *args, results=tmp_path / "straight")
+    run_file("bc", *args, results=tmp_path / "straight")
     replace, done = os.replace, 0
     for k in range(1000):
         results, writes = tmp_path / str(k), 0
@@ -117,13 +119,13 @@ def test_a_kill_at_any_write_loses_nothing(tiny, run_file, tmp_path, monkeypatch
 
         monkeypatch.setattr(os, "replace", dying)
         try:
-            run_file("rcsl", *args, results=results)
+            run_file("bc", *args, results=results)
         except Killed:
             done += 1
         monkeypatch.setattr(os, "replace", replace)
         if writes <= k // 2:
             break  # the run had no k-th write: every one has been tried
-        assert run_file("rcsl", *args, results=results).returncode == 0
+        assert run_file("bc", *args, results=results).returncode == 0
         assert_same_run(results, tmp_path / "straight")
         assert not list(only_run(results).glob(".*.tmp"))
     assert done > 20
@@ -134,8 +136,8 @@ def test_a_kill_during_an_evaluation(tiny, run_file, tmp_path, monkeypatch):
     run_file("iql", *args, results=tmp_path / "straight")
     lockstep = Evaluator._lockstep
 
-    def dying(self, policy, seeds):
-        lockstep(self, policy, seeds)
+    def dying(self, policy, seeds, generator):
+        lockstep(self, policy, seeds, generator)
         raise Killed
 
     monkeypatch.setattr(Evaluator, "_lockstep", dying)
@@ -150,7 +152,7 @@ def test_a_kill_during_an_evaluation(tiny, run_file, tmp_path, monkeypatch):
 def test_asked_to_stop_it_checkpoints_and_goes_on(tiny, tmp_path):
     args = small(tiny, updates=3000, eval_every=1000, checkpoint_every=100000)
     results = tmp_path / "results"
-    process = subprocess.Popen(command("rcsl", *args, results=results), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command("bc", *args, results=results), stdout=subprocess.PIPE, text=True)
     wait_for_update(results, 200)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
@@ -159,7 +161,7 @@ def test_asked_to_stop_it_checkpoints_and_goes_on(tiny, tmp_path):
     state = json.loads((folder / "status.json").read_text())
     assert state["status"] == "interrupted"
     assert checkpoint(folder)["update"] == state["update"] < 3000
-    resumed = subprocess.run(command("rcsl", *args, results=results), capture_output=True, text=True, timeout=120)
+    resumed = subprocess.run(command("bc", *args, results=results), capture_output=True, text=True, timeout=120)
     assert resumed.returncode == 0
     assert f"resuming after update {state['update']}" in resumed.stdout
 
@@ -177,10 +179,10 @@ def wait_for_update(results: Path, update: int, timeout: float = 60) -> None:
 def test_one_process_at_a_time_in_a_run(tiny, tmp_path):
     args = small(tiny, updates=100_000, eval_every=100_000)
     results = tmp_path / "results"
-    first = subprocess.Popen(command("rcsl", *args, results=results), stdout=subprocess.DEVNULL)
+    first = subprocess.Popen(command("bc", *args, results=results), stdout=subprocess.DEVNULL)
     try:
         wait_for_update(results, 10)
-        second = subprocess.run(command("rcsl", *args, results=results), capture_output=True, text=True, timeout=60)
+        second = subprocess.run(command("bc", *args, results=results), capture_output=True, text=True, timeout=60)
         assert second.returncode == 75
         assert "another process" in second.stderr
     finally:
@@ -211,13 +213,13 @@ def test_nan_in_a_loss_stops_the_run_and_names_the_update(tiny, run_file, tmp_pa
         == 1
     )
     assert checkpoint(only_run(tmp_path / "2"))["update"] == 20
-    for tensor in checkpoint(folder)["objects"]["critic"].values():
+    for tensor in checkpoint(folder)["objects"]["networks.critic"].values():
         assert torch.isfinite(tensor).all()
 
 
 def test_state_that_cannot_be_read_back_is_found_out_at_once(tiny, run_file, tmp_path):
     """A fork that registers NumPy state learns of it at the first checkpoint, not after a kill."""
-    source = (ROOT / "algos" / "rcsl.py").read_text()
+    source = (ROOT / "algos" / "bc.py").read_text()
     fork = tmp_path / "fork.py"
     extra = "class Odd:\n    def state_dict(self):\n        return {'x': np.ones(3)}\n\n\ndef train("
     fork.write_text(
@@ -229,11 +231,11 @@ def test_state_that_cannot_be_read_back_is_found_out_at_once(tiny, run_file, tmp
 
 
 def test_a_damaged_checkpoint_is_named(tiny, run_file, tmp_path):
-    assert run_file("rcsl", *small(tiny)).returncode == 0
+    assert run_file("bc", *small(tiny)).returncode == 0
     folder = only_run(tmp_path / "results")
     (folder / "checkpoint.pt").write_bytes(b"half")
     (folder / "status.json").unlink()
-    done = run_file("rcsl", *small(tiny))
+    done = run_file("bc", *small(tiny))
     assert done.returncode == 2
     assert "checkpoint.pt cannot be read back" in done.stderr
     assert "delete" in done.stderr
@@ -243,8 +245,14 @@ def test_a_damaged_checkpoint_is_named(tiny, run_file, tmp_path):
     ("args", "message"),
     [
         (["--expectil", "0.9"], "--expectile"),
-        (["--seed", "-1"], "--seed -1"),
-        (["--updates", "0"], "--updates 0: must be at least 1"),
+        (["--seed", "-1"], "seed -1: must be 0 or more"),
+        (["--updates", "0"], "updates 0: must be at least 1"),
+        (["--lr", "-1"], "lr -1.0: must be above 0"),
+        (["--batch-size", "0"], "batch_size 0: must be at least 1"),
+        (["--expectile", "1.5"], "expectile 1.5: must lie between 0 and 1"),
+        (["--discount", "2"], "discount 2.0: must be between 0 and 1"),
+        (["--lr", "nan"], "lr nan: must be a number"),
+        (["--hidden", "64", "0"], "hidden (64, 0): must be widths of at least 1"),
         (["--update-order", "jax"], "update-order"),
         (["--lr", "fast"], "--lr"),
         (["--preset", "corll"], "paper, corl"),
@@ -294,11 +302,11 @@ def test_evaluating_does_not_change_training(tiny, run_file, tmp_path):
     often, once = (checkpoint(only_run(tmp_path / name)) for name in ("often", "once"))
     assert_same(often["objects"], once["objects"])
     assert torch.equal(often["generator"], once["generator"])
-    assert [row for row in often["episodes"] if row["final"]] == once["episodes"]
+    assert [row for row in often["records"]["episodes"] if row["final"]] == once["records"]["episodes"]
 
 
 def test_a_metric_that_appears_late_is_kept(tiny, run_file, tmp_path):
-    source = (ROOT / "algos" / "rcsl.py").read_text()
+    source = (ROOT / "algos" / "bc.py").read_text()
     fork = tmp_path / "late.py"
     assert "        run.log(metrics)\n" in source
     fork.write_text(
@@ -316,7 +324,7 @@ def test_a_metric_that_appears_late_is_kept(tiny, run_file, tmp_path):
 
 
 def test_tensorboard_is_an_option(tiny, run_file, tmp_path):
-    done = run_file("rcsl", *small(tiny), "--tensorboard", "true")
+    done = run_file("bc", *small(tiny), "--tensorboard", "true")
     try:
         import tensorboard  # noqa: F401
     except ImportError:

@@ -6,13 +6,14 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from resume import Killed, assert_same_run, dying_at, only_run
 
+from hoard.datasets import load
 from hoard.runners.evaluate import evaluation_seed, training_seed
+from hoard.runners.task import task_of
 from hoard.runners.training_env import TrainingEnv
 
 TOY = '''
@@ -82,9 +83,8 @@ def train(cfg: Config, run: Run) -> None:
         if run.evaluation_due:
             run.evaluate(lambda obs, history: weight(obs))
     for _ in run.online(cfg.online_steps):
-        buffer.add(*env.step(weight(torch.as_tensor(env.obs)).numpy()))
+        buffer.add(*env.step(weight(env.obs)))
         if run.env_step % 3 == 0:
-            run.update += 1
             drift("online/norm")
         if run.evaluation_due:
             run.evaluate(lambda obs, history: weight(obs))
@@ -201,9 +201,9 @@ def test_without_an_online_stage_the_last_update_is_final(tiny, toy, run_file, t
     [
         (("        if number == 15:", "        run.evaluate(None)\n        if number == 15:"), "phase 'first'"),
         (('run.phase("second", 9)', 'run.phase("online", 9)'), "cannot name a phase"),
-        (("        buffer.add(*env.step(weight(torch.as_tensor(env.obs)).numpy()))", "        pass"), "spent no env"),
+        (("        buffer.add(*env.step(weight(env.obs)))", "        pass"), "spent no env"),
         (("        if run.env_step % 3 == 0:", "        run.end_phase()\n        if True:"), "inside the loop over"),
-        (("weight(torch.as_tensor(env.obs)).numpy()", "env.obs[:1] * float('nan')"), "training episode 0"),
+        (("env.step(weight(env.obs))", "env.step(weight(env.obs) * float('nan'))"), "training episode 0"),
     ],
 )
 def test_misuse_is_named(tiny, toy, run_file, tmp_path, change, message):
@@ -231,7 +231,7 @@ def test_a_phase_after_the_main_loop_is_refused(tiny, toy, run_file, tmp_path):
 def test_budgets_that_make_no_sense_are_refused(tiny, toy, run_file, more):
     done = run_file(toy, *options(tiny, **more))
     assert done.returncode == 2
-    assert f"--{next(reversed(more)).replace('_', '-')}" in done.stderr
+    assert f"error: {next(reversed(more))} " in done.stderr
 
 
 def test_no_updates_before_the_online_stage(tiny, toy, run_file, tmp_path):
@@ -240,37 +240,37 @@ def test_no_updates_before_the_online_stage(tiny, toy, run_file, tmp_path):
     assert rows.groupby(["update", "env_step"]).size().to_dict() == {(10, 30): 1, (20, 60): 2}
 
 
-def test_training_episodes_start_from_seeds_of_their_own():
+def test_training_episodes_start_from_seeds_of_their_own(tiny):
     returns: list[float | None] = []
-    env = TrainingEnv(_spec(), 7, returns.append)
+    env = env_of(tiny, 7, returns.append)
     assert env.between_episodes
-    first = env.obs.copy()
+    first = env.obs.clone()
     assert not env.between_episodes
     for _ in range(200):
-        env.step(np.zeros(1))
+        env.step(torch.zeros(1, 1))
     assert env.between_episodes
     assert returns[:-1] == [None] * 199
     assert returns[-1] < 0
-    second = env.obs.copy()
-    again = TrainingEnv(_spec(), 7, returns.append)
+    second = env.obs.clone()
+    again = env_of(tiny, 7, returns.append)
     assert (again.obs == first).all()
     again.load_state_dict({"episode": 1})
     assert (again.obs == second).all()
     assert not (first == second).all()
     assert training_seed(7, 0) != training_seed(7, 1)
-    assert (TrainingEnv(_spec(), 8, returns.append).obs != first).any()
+    assert (env_of(tiny, 8, returns.append).obs != first).any()
 
 
-def test_the_recorded_action_is_the_one_that_was_done():
-    env = TrainingEnv(_spec(), 0, lambda _: None)
-    before = env.obs.copy()
-    obs, action, _, next_obs, _, _ = env.step(np.array([50.0]))
-    assert (obs == before).all()
-    assert action.tolist() == [2.0]
-    assert (next_obs == env.obs).all()
+def test_the_recorded_action_is_the_executed_one(tiny):
+    env = env_of(tiny, 0, lambda _: None)
+    before = env.obs.clone()
+    step = env.step(torch.tensor([[25.0]]))
+    assert (step.obs == before[0].numpy()).all()
+    assert step.executed_action.tolist() == [1.0]  # the torque was clipped to 2, which is 1 in [-1, 1]
+    assert (step.next_obs == env.obs[0].numpy()).all()
+    torques = env_of(tiny, 0, lambda _: None, scale_actions=False)
+    assert torques.step(torch.tensor([50.0])).executed_action.tolist() == [2.0]
 
 
-def _spec():
-    import gymnasium as gym
-
-    return gym.spec("Pendulum-v1")
+def env_of(dataset_id, seed, on_step, scale_actions=True):
+    return TrainingEnv(task_of(load(dataset_id)), seed, torch.device("cpu"), on_step, scale_actions)

@@ -1,0 +1,105 @@
+"""`hoard evaluate`, `hoard watch`, `hoard export`: what one does with a trained policy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hoard.records.errors import BadInput
+
+
+def add_parsers(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score the trained policy of a run once more",
+        description="Roll the policy of a finished run out in its environment, on episodes that belong to no run.",
+        epilog="example: hoard evaluate results/runs/iql/hoard-pendulum-mixed-v0/0-1a2b3c4d5e6f --episodes 100",
+        allow_abbrev=False,
+    )
+    evaluate.add_argument("--json", action="store_true", help="one JSON object with a row per episode")
+    watch = commands.add_parser(
+        "watch",
+        help="see a trained policy: in a window, or as video and animated image",
+        description="With a screen a window opens; without one, or with --out, an MP4 and a GIF are written.",
+        epilog="example: hoard watch results/runs/iql/hoard-pointmaze-umaze-v0/0-1a2b3c4d5e6f --out maze",
+        allow_abbrev=False,
+    )
+    watch.add_argument("--out", type=Path, metavar="NAME", help="write NAME.mp4 and NAME.gif (default without a screen)")
+    export = commands.add_parser(
+        "export",
+        help="a trained policy as TorchScript or ONNX",
+        description="The file is kept only if it gives the policy's actions over whole episodes.",
+        epilog="example: hoard export results/runs/iql/hoard-pendulum-mixed-v0/0-1a2b3c4d5e6f --format onnx",
+        allow_abbrev=False,
+    )
+    export.add_argument("--format", choices=("torchscript", "onnx"), default="torchscript")
+    export.add_argument("--out", type=Path, metavar="FILE", help="default: policy.pt or policy.onnx in the run's folder")
+    for command, episodes in ((evaluate, 100), (watch, 1), (export, 2)):
+        command.add_argument("run", type=Path, help="folder of a finished run")
+        command.add_argument("--episodes", type=int, default=episodes, help=f"how many (default: {episodes})")
+        command.add_argument("--seed", type=int, default=0, help="seed of the episodes (default: 0)")
+    evaluate.set_defaults(call=_evaluate)
+    watch.set_defaults(call=_watch)
+    export.set_defaults(call=_export)
+
+
+def _loaded(args: argparse.Namespace) -> Any:
+    if args.episodes < 1 or args.seed < 0:
+        raise BadInput("--episodes must be at least 1 and --seed at least 0")
+    from hoard.runners.policy import load_policy
+
+    return load_policy(args.run)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from hoard.runners.policy import score
+
+    policy = _loaded(args)
+    rows = score(policy, args.episodes, args.seed)
+    if args.json:
+        print(json.dumps({"run": str(args.run), "dataset": policy.task.dataset, "episodes": rows}))
+        return 0
+    print(f"{policy.algo} on {policy.task.dataset}, {len(rows)} episodes of {policy.task.env_spec.id}")
+    columns = [("return", [row["return"] for row in rows]), ("length", [row["length"] for row in rows])]
+    if policy.task.ref_min is not None:
+        columns.append(("score", [row["score"] for row in rows]))
+    if any(row["success"] is not None for row in rows):
+        columns.append(("success", [float(bool(row["success"])) for row in rows]))
+    for name, values in columns:
+        spread = (sum((v - sum(values) / len(values)) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
+        print(f"{name:8} mean {sum(values) / len(values):9.2f}   std {spread:8.2f}   {min(values):9.2f} to {max(values):.2f}")
+    return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from hoard.runners import watch
+
+    watch.prepare_offscreen()  # before anything imports a renderer
+    policy = _loaded(args)
+    if args.out is None and watch.has_display():
+        returns = watch.show(policy, args.episodes, args.seed)
+    else:
+        out = args.out or args.run / "policy"
+        if not out.parent.is_dir():
+            raise BadInput(f"--out {out}: there is no folder {out.parent}")
+        frames, fps, returns = watch.frames_of(policy, args.episodes, args.seed)
+        name = out.with_suffix("") if out.suffix in (".mp4", ".gif") else out
+        for path, save in ((f"{name}.mp4", watch.save_video), (f"{name}.gif", watch.save_gif)):
+            print(save(frames, fps, Path(path)))
+    print(f"returns: {', '.join(f'{value:.2f}' for value in returns)}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from hoard.runners.export import export
+
+    policy = _loaded(args)
+    out = args.out or args.run / ("policy.pt" if args.format == "torchscript" else "policy.onnx")
+    if not out.parent.is_dir():
+        raise BadInput(f"--out {out}: there is no folder {out.parent}")
+    gap = export(policy, out, args.format, args.episodes, args.seed)
+    inputs = "obs, return_so_far" if policy.uses_history else "obs"
+    print(f"{out}: action({inputs}), equal to the policy within {gap:.1g} of the action's range")
+    return 0
