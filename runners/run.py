@@ -36,8 +36,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 from hoard.datasets import Dataset
-from hoard.runners.evaluate import Evaluator, Policy, evaluation_seed
 from hoard.records.files import clear_scratch, read_json, write_atomic, write_json
+from hoard.runners.evaluate import Evaluator, Policy, evaluation_seed
 from hoard.runners.training_env import TrainingEnv
 
 SCHEMA_VERSION = 1
