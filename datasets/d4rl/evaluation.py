@@ -60,11 +60,14 @@ def spec_of(dataset_id: str, env_id: str) -> EnvSpec:
     Raises DatasetError unless there is one, with a time limit, that a file can describe.
     """
     module, _, name = env_id.rpartition(":")
-    try:
-        if module:
+    if module:
+        try:
             importlib.import_module(module)
+        except ImportError as error:
+            raise DatasetError(f"{dataset_id}: +as={env_id}: cannot import {module}: {error}") from error
+    try:
         spec = gym.spec(name)
-    except (gym.error.Error, ImportError) as error:
+    except gym.error.Error as error:
         near = ", ".join(difflib.get_close_matches(name, gym.registry, n=3, cutoff=0.6))
         raise unknown_target(dataset_id, env_id, near) from error
     if not spec.max_episode_steps or spec.max_episode_steps < 0:

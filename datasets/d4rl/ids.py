@@ -48,8 +48,8 @@ def parse(dataset_id: str) -> Request:
         raise DatasetError(f"{dataset_id}: unknown name; nearest: {nearest(name, NAMES, PREFIX)}; or d4rl:PATH.hdf5")
     if options != "full" and plus:
         raise DatasetError(
-            f"{dataset_id}: unknown option '+{options.removeprefix('full+')}'; there is +full, once (+as=NAME goes with "
-            "d4rl:PATH.hdf5)"
+            f"{dataset_id}: unknown option '+{options.removeprefix('full+')}'; there is +full, once (+as=NAME goes "
+            "with d4rl:PATH.hdf5)"
         )
     return Request(folder() / ENTRIES[name].file_name, ENTRIES[name], named=True, own=False, full=bool(plus))
 

@@ -163,7 +163,7 @@ def _none_outside(name: str, entries: np.ndarray) -> None:
     outside = entries.any(axis=1)
     if outside.any():
         raise _Fail(
-            f"{int(outside.sum()):,} of {len(outside):,} {name}s lie outside their space, first in row "
+            f"{int(outside.sum()):,} of {len(entries):,} {name}s lie outside their space, first in row "
             f"{int(np.argmax(outside))}"
         )
 

@@ -293,6 +293,17 @@ def test_every_reference_names_its_source():
         assert entry.expert is None or entry.expert > entry.random
 
 
+@pytest.mark.parametrize("env_id", references.PUBLISHED)
+def test_published_returns_agree_with_the_shipped_ones(env_id):
+    random, expert = references.PUBLISHED[env_id]
+    entry = references.MUJOCO[env_id]
+    assert abs(random - entry.random) < 5 * entry.standard_error
+    assert expert > random
+    by_d4rl = "D4RL's reference for" in entry.source
+    assert by_d4rl == (env_id in ("Hopper-v5", "HalfCheetah-v5"))
+    assert (entry.expert == expert) != by_d4rl
+
+
 # --- hostile files ---
 
 
