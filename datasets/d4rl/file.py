@@ -13,7 +13,6 @@ from hoard.datasets.hdf5 import why_not_to_read
 
 BLOCK = 1 << 16  # rows moved at a time, so that no array is held twice
 MINIGRID_ACTIONS = 7
-_FLAGS = ("terminals", "timeouts")
 
 
 class File:
