@@ -78,8 +78,8 @@ from torch import Tensor, nn
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.envs import make_env
 from hoard.envs.mazes import HiddenGoalMaze
-from hoard.runners import History, Run, main
 from hoard.records.files import write_atomic
+from hoard.runners import History, Run, main
 
 
 @dataclass

@@ -11,16 +11,30 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
+
+from hoard.records.errors import BadInput
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    from gymnasium.envs.registration import EnvSpec
 
 _NDIM = {"observations": 2, "rows": 1, "action": 2, "reward": 1, "terminated": 1, "truncated": 1, "starts": 1}
 
 
-class DatasetError(ValueError):
+class DatasetError(BadInput):
     """Data that cannot be trusted; the message names the dataset or file, the field and the row."""
+
+
+def out_of_bounds(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Which entries of `values` (N, columns) lie outside `low` and `high` (columns,), bool of the shape of `values`.
+
+    Bounds have a tolerance of 1e-5 of their distance: data may be float64 where the bounds are float32.
+    """
+    room = 1e-5 * np.maximum(1.0, np.where(np.isfinite(high - low), high - low, 1.0))
+    return np.asarray((values < low - room) | (values > high + room))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +56,7 @@ class Dataset:
     `action` (N, action_dim) f32 in environment units; `reward` (N,) f32; `terminated`, `truncated` (N,) bool;
     `starts` (E+1,) i64: episode k is transitions starts[k]:starts[k+1]. `terminated` alone stops bootstrapping.
     `env_spec` is the evaluation environment (None: unknown), `ref_min`/`ref_max` its reference returns for scores.
+    `notes` say what a reader did to the data and is no error, for the data card.
     Raises DatasetError when lengths disagree, a number is not finite or a flag stands inside an episode.
     """
 
@@ -58,6 +73,7 @@ class Dataset:
     ref_min: float | None = None
     ref_max: float | None = None
     source: str = ""
+    notes: tuple[str, ...] = ()
     _returns_to_go: dict[float, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -193,9 +209,14 @@ class Dataset:
             ref_min=self.ref_min,
             ref_max=self.ref_max,
             source=self.source,
+            notes=self.notes,
         )
 
     # --- checks ---
+
+    def actions_out_of_bounds(self) -> np.ndarray:
+        """(N, action_dim) bool: entries outside the action space, see `out_of_bounds`."""
+        return out_of_bounds(self.action, self.action_space.low, self.action_space.high)
 
     def _fail(self, field_name: str, problem: str) -> None:
         raise DatasetError(

@@ -3,6 +3,9 @@
 All tensors live on the training device and every draw uses the generator that the caller hands in. The observation
 table of the dataset is shared by s and s' (see `Dataset`); online steps add two rows each, so they need no episode
 bookkeeping. The dataset part is never overwritten; the online part is a ring.
+
+Actions are in [-1, 1] in a buffer, whatever the environment's bounds are: the dataset's are converted when the buffer
+is made, online ones come so from the runner. Rewards are stored scaled and shifted.
 """
 
 from __future__ import annotations
@@ -25,7 +28,13 @@ class ReplayBuffer:
     Sampled fields, batch B: `obs`, `next_obs` (B, obs_dim), `action` (B, action_dim), `reward`, `terminated` (B,) f32,
     plus one (B,) entry for each name in `extra` (per-transition numbers of the dataset, such as returns-to-go).
     `online_capacity` steps may be added; beyond it the oldest online step is overwritten.
-    Raises ValueError for an `extra` of the wrong length, or together with an online part (it has no values there).
+
+    `scale_actions` maps the dataset's actions from their bounds to [-1, 1] (False: they stay in environment units);
+    without a dataset there is nothing to map. `clip_actions` c > 0 clamps all actions, added ones too, to
+    [-1 + c, 1 - c], for policies that cannot reach the bounds. Rewards are stored as reward_scale * (r + reward_shift).
+
+    Raises ValueError for an `extra` of the wrong length, or together with an online part (it has no values there), for
+    bounds that are not finite where actions are to be scaled, and for a `clip_actions` outside [0, 1).
     """
 
     def __init__(
@@ -48,7 +57,10 @@ class ReplayBuffer:
             raise ValueError("a buffer without a dataset needs obs_dim and action_dim")
         if extra and (online_capacity or dataset is None):
             raise ValueError("extra fields belong to the dataset; an online step has no value for them")
+        if not 0 <= clip_actions < 1:
+            raise ValueError(f"clip_actions {clip_actions} must lie in [0, 1)")
         self.device = torch.device(device)
+        self.clip_actions, self.reward_scale, self.reward_shift = clip_actions, reward_scale, reward_shift
         self.offline_size = len(dataset) if dataset is not None else 0
         self.online_capacity = online_capacity
         self.online_size = 0
@@ -72,14 +84,14 @@ class ReplayBuffer:
         # Slot k of the online part owns table rows 2k and 2k+1 behind the dataset's.
         self.rows[self.offline_size :] = self._table_start + 2 * torch.arange(online_capacity, device=self.device)
         self.action = put("action", capacity, action_dim)
-        if dataset is not None and scale_actions:
-            scaler = ActionScaler(dataset.action_space.low, dataset.action_space.high, self.device)
-            self.action[: self.offline_size] = scaler.to_unit(self.action[: self.offline_size])
-        self._clip_actions, self._reward_scale, self._reward_shift = clip_actions, reward_scale, reward_shift
-        if clip_actions:
-            self.action.clamp_(-1 + clip_actions, 1 - clip_actions)
         self.reward = put("reward", capacity)
-        self.reward[: self.offline_size] = reward_scale * (self.reward[: self.offline_size] + reward_shift)
+        if dataset is not None:
+            stored = self.action[: self.offline_size]
+            if scale_actions:
+                space = dataset.action_space
+                stored = ActionScaler(space.low, space.high, self.device).to_unit(stored)
+            self.action[: self.offline_size] = self._clipped(stored)
+            self.reward[: self.offline_size] = reward_scale * (self.reward[: self.offline_size] + reward_shift)
         self.terminated = put("terminated", capacity)
         self.episode = put("episode_index", capacity, dtype=torch.int64)
         self.episode[self.offline_size :] = -1  # an empty slot
@@ -94,18 +106,18 @@ class ReplayBuffer:
         return self.offline_size + self.online_size
 
     def add(self, obs: Any, action: Any, reward: float, next_obs: Any, terminated: bool, truncated: bool) -> None:
-        """Record one online step. `terminated` masks bootstrapping; either flag ends the episode."""
+        """Record one online step: `action` in [-1, 1], `reward` as the environment pays it.
+
+        `terminated` masks bootstrapping; either flag ends the episode.
+        """
         if self.online_capacity == 0:
             raise ValueError("this buffer has no room for online steps: give online_capacity")
         slot = self.offline_size + self._cursor
         row = self._table_start + 2 * self._cursor
         self.observations[row] = torch.as_tensor(obs, dtype=torch.float32)
         self.observations[row + 1] = torch.as_tensor(next_obs, dtype=torch.float32)
-        stored = torch.as_tensor(action, dtype=torch.float32, device=self.device)
-        if self._clip_actions:
-            stored = stored.clamp(-1 + self._clip_actions, 1 - self._clip_actions)
-        self.action[slot] = stored
-        self.reward[slot] = self._reward_scale * (float(reward) + self._reward_shift)
+        self.action[slot] = self._clipped(torch.as_tensor(action, dtype=torch.float32))
+        self.reward[slot] = self.reward_scale * (float(reward) + self.reward_shift)
         self.terminated[slot] = float(terminated)
         self.episode[slot] = self._episode
         self.timestep[slot] = self._online_t
@@ -116,8 +128,17 @@ class ReplayBuffer:
         self._cursor = (self._cursor + 1) % self.online_capacity
         self.online_size = min(self.online_size + 1, self.online_capacity)
 
+    def _clipped(self, action: Tensor) -> Tensor:
+        c = self.clip_actions
+        return action.clamp(-1 + c, 1 - c) if c else action
+
     def obs_stats(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the observations of all stored transitions, each (obs_dim,)."""
+        """Mean and standard deviation (obs_dim,) of s_t over the transitions stored so far; empty slots do not count.
+
+        Raises ValueError for an empty buffer.
+        """
+        if not len(self):
+            raise ValueError("an empty buffer has no statistics")
         table = self.observations[self.rows[: len(self)]]
         return table.mean(dim=0), table.std(dim=0, unbiased=False)
 

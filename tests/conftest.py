@@ -29,10 +29,10 @@ def _own_datasets(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(_own_datasets) -> str:
     """Id of a Pendulum dataset of 10 episodes, evaluated in Pendulum-v1."""
-    from hoard.datasets import minari_store
+    from hoard.datasets.minari import writer
     from hoard.datasets.recipes import pendulum
 
-    minari_store.write(TINY, pendulum.record(episodes=10, reference_episodes=2))
+    writer.write(TINY, pendulum.record(episodes=10, reference_episodes=2))
     return TINY
 
 

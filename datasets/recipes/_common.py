@@ -1,42 +1,32 @@
-"""What the recipes share: the recording they return, progress, and the measurement of reference scores."""
+"""What the recipes share: progress, and the measurement of reference scores."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.spaces import Space
-from minari.data_collector import EpisodeBuffer
 
 import hoard.envs  # noqa: F401  registers the environments that the recipes make
+from hoard.datasets.recipes.recording import REFERENCE_EPISODES, Recording
+from hoard.datasets.source import Progress
 
-Progress = Callable[[int, int], None]  # (environment steps done, in total), reference scores included
+__all__ = [
+    "REFERENCE_EPISODES",
+    "REFERENCE_SEED",
+    "Meter",
+    "Policy",
+    "Progress",
+    "Recording",
+    "describe",
+    "mean_return",
+    "reference_scores",
+]
+
 Policy = Callable[[Any], Any]  # observation -> action; one is made for every episode, so it may keep state
 
-REFERENCE_EPISODES = 100
 REFERENCE_SEED = 123
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A generated dataset, ready to be written in Minari's format.
-
-    Episodes hold T + 1 observations and infos beside T actions, rewards and flags, as arrays that may be views of
-    one another: a walk that was never reset shares the boundary observation between two episodes.
-    """
-
-    episodes: list[EpisodeBuffer]
-    observation_space: Space  # of the raw observations, before flattening
-    action_space: Space
-    env_spec: EnvSpec  # the environment that the data was recorded in
-    eval_env_spec: EnvSpec  # the environment that scores are measured in
-    ref_min_score: float  # mean return of the uniform random policy in the evaluation environment
-    ref_max_score: float  # mean return of the expert there
-    algorithm_name: str
-    description: str
-    reference_episodes: int | None = REFERENCE_EPISODES  # behind each mean; None: exact, or taken from elsewhere
 
 
 class Meter:

@@ -28,7 +28,6 @@ from hoard.datasets.recipes._common import (
 from hoard.envs.comblock import ACTIONS, LockBatch
 
 ENV_ID = "hoard/CombLock-v0"
-HORIZONS = (5, 10, 15)
 EPISODES = 50_000
 ENV_SEED, BEHAVIOUR_SEED, LOCK_SEED = 0, 1, 0
 

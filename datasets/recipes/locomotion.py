@@ -40,6 +40,7 @@ from minari.data_collector import EpisodeBuffer
 
 from hoard.datasets.dataset import DatasetError
 from hoard.datasets.recipes._common import Meter, Progress, Recording
+from hoard.datasets.recipes.catalogue import ROBOT_STEPS
 from hoard.datasets.recipes.locomotion_policies import (
     NOISE_SEED,
     RANDOM,
@@ -53,8 +54,6 @@ from hoard.datasets.recipes.locomotion_policies import (
     references,
 )
 
-# Steps of a set without a length in its id.
-DEFAULT_STEPS = {"random": 200_000, "medium": 200_000, "medium-replay": 200_000, "medium-expert": 400_000}
 SEEDS_PER_RUNG = 1_000_000
 _STEPS_PER_PROCESS = 50_000  # fewer are made before another process has started
 
@@ -93,7 +92,7 @@ def record(
 
     Raises DatasetError if the policies in the folder `weights` cannot be used, or a process fails.
     """
-    steps = steps or DEFAULT_STEPS[level]
+    steps = steps or ROBOT_STEPS[level]
     ladder, stage = load_ladder(task, weights), Stage(task)
     plan = parts(ladder, level, steps)
     if processes is None:

@@ -3,7 +3,7 @@
 Each task has a ladder of policies. Rung 0 is the uniform random one; the others are actors of one SAC training, saved
 on the way: rungs 1, 2, ... up to the one that is called medium, and above it the expert. ``weights/<task>.safetensors``
 holds the actors (float16, used exactly as they are stored), ``weights/<task>.json`` what they are, how they were
-trained and what each returns. `hoard.datasets.recipes.locomotion_training` writes both.
+trained and what each returns. `tools/train_locomotion_policies.py` writes both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from hoard.datasets.d4rl_table import ENTRIES
+from hoard.datasets.d4rl.table import ENTRIES
 from hoard.datasets.dataset import DatasetError
 
 

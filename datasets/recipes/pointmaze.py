@@ -43,7 +43,6 @@ NOISE = 0.5
 
 MAPS = {"umaze": U_MAZE, "medium": MEDIUM_MAZE}
 ENV_IDS = {"umaze": "PointMaze_UMaze-v3", "medium": "PointMaze_Medium-v3"}
-DEFAULT_STEPS = {"umaze": 200_000, "medium": 400_000}  # enough for a laptop; the published sets have 1,000,000
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 
 from hoard.datasets.recipes._common import Meter, Progress, Recording
+from hoard.datasets.recipes.catalogue import TABULAR
 from hoard.envs import tabular
 
-ENV_IDS = {"gridworld": "hoard/GridWorld-v0", "doublechain": "hoard/DoubleChain-v0"}
 EPISODES = 3000
 TEMPERATURE = 0.05
 SEED = 0
@@ -25,13 +25,13 @@ SEED = 0
 
 def expert_policy(dataset_id: str, mdp: tabular.FiniteMDP) -> np.ndarray | None:
     """The exact policy behind a dataset of this recipe, (H, S, A); None for any other dataset."""
-    known = any(dataset_id == f"hoard/{problem}/expert-v0" for problem in ENV_IDS)
+    known = any(dataset_id == f"hoard/{problem}/expert-v0" for problem in TABULAR)
     return tabular.soft_expert(mdp, TEMPERATURE) if known else None
 
 
 def record(problem: str, progress: Progress | None = None, episodes: int = EPISODES) -> Recording:
     """Generate ``hoard/<problem>/expert-v0``."""
-    env: Any = gym.make(ENV_IDS[problem], one_hot=True)
+    env: Any = gym.make(TABULAR[problem], one_hot=True)
     mdp = env.unwrapped.mdp
     meter = Meter(progress, episodes * mdp.horizon)
     expert = tabular.soft_expert(mdp, TEMPERATURE)

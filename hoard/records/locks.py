@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -40,3 +42,11 @@ def is_locked(folder: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+@contextmanager
+def hold_file(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which is made where needed and stays. Waits while another process holds it."""
+    with open(path, "a+") as lock:  # readable and writable: NFS gives an exclusive lock to no read-only handle
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

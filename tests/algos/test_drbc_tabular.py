@@ -10,7 +10,9 @@ from resume import assert_same_run, kill, only_run
 from toys import flat_dataset
 
 from hoard.algos import drbc_tabular as algo
-from hoard.datasets import load, minari_store
+from hoard.datasets import load
+from hoard.datasets.minari import writer
+from hoard.datasets.minari.store import is_stored
 from hoard.datasets.recipes import tabular as recipe
 from hoard.envs import tabular
 
@@ -20,8 +22,8 @@ CHAIN = "test/chain-v0"
 @pytest.fixture(scope="module")
 def chain(_own_datasets) -> str:
     """30 demonstrations in the double chain."""
-    if not minari_store.is_stored(CHAIN):
-        minari_store.write(CHAIN, recipe.record("doublechain", episodes=30))
+    if not is_stored(CHAIN):
+        writer.write(CHAIN, recipe.record("doublechain", episodes=30))
     return CHAIN
 
 
@@ -276,7 +278,7 @@ def test_what_the_figure_of_demonstrations_is_made_of(run_file, tmp_path, monkey
     """A row of exact numbers per evaluation, as an own computation has them; steps counted for themselves."""
     dataset = "hoard/doublechain/expert-v0"
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    minari_store.write(dataset, recipe.record("doublechain", episodes=30))
+    writer.write(dataset, recipe.record("doublechain", episodes=30))
     args = options(dataset, pooled=False, log_every=40, eval_every=80, online_steps=240, checkpoint_every=200)
     assert run_file("drbc_tabular", *args).returncode == 0
     folder = only_run(tmp_path / "results")

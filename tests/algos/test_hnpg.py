@@ -15,9 +15,10 @@ from resume import assert_same_run, dying_at, kill, only_run
 from toys import FakeRun, make_dataset
 
 from hoard.algos import hnpg
-from hoard.datasets import minari_store
-from hoard.datasets.in_memory import dataset_of
+from hoard.datasets.minari import writer
+from hoard.datasets.minari.store import is_stored
 from hoard.datasets.recipes import comblock
+from hoard.datasets.recipes.in_memory import dataset_of
 
 LOCK = "test/comblock-v0"
 
@@ -59,8 +60,8 @@ def lock_data(horizon: int = 3, episodes: int = 200):
 @pytest.fixture(scope="module")
 def lock(tmp_path_factory) -> str:
     """Id of a small stored lock of three steps."""
-    if not minari_store.is_stored(LOCK):
-        minari_store.write(LOCK, lock_data())
+    if not is_stored(LOCK):
+        writer.write(LOCK, lock_data())
     return LOCK
 
 

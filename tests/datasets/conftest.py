@@ -9,3 +9,11 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_question_to_the_hub(monkeypatch):
+    """Where a test plays the hub by replacing `minari.download_dataset`, nothing else may need a network."""
+    from hoard.datasets.minari import hub
+
+    monkeypatch.setattr(hub, "ask_hub", lambda dataset_id: None)

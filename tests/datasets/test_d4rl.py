@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hoard import datasets
-from hoard.datasets import DatasetError, d4rl, d4rl_table
+from hoard.datasets import DatasetError
+from hoard.datasets.d4rl import evaluation, ids, reader, source, table, verify
 from hoard.envs import d4rl as environments
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -44,16 +45,16 @@ def write(path, arrays):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    monkeypatch.setattr(d4rl_table, "BASE_URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr(table, "BASE_URL", "http://127.0.0.1:9/")
     monkeypatch.setenv("no_proxy", "*")
 
 
 @pytest.fixture
 def any_bytes(monkeypatch):
     """No published file is known by its hash, so toys may bear D4RL's names."""
-    for table in (d4rl_table.ENTRIES, d4rl_table.BY_FILE):
-        for key, entry in table.items():
-            monkeypatch.setitem(table, key, replace(entry, size=0, sha256=""))
+    for entries in (table.ENTRIES, table.BY_FILE):
+        for key, entry in entries.items():
+            monkeypatch.setitem(entries, key, replace(entry, size=0, sha256=""))
 
 
 @pytest.fixture
@@ -263,11 +264,11 @@ def test_one_changed_byte_is_found_and_the_check_is_made_once(tmp_path, monkeypa
     path = tmp_path / "d4rl" / "door-human-v1.hdf5"
     write(path, contents())
     raw = path.read_bytes()
-    known = replace(d4rl_table.ENTRIES["door-human-v1"], size=len(raw), sha256=d4rl.d4rl_download.sha256_of(path))
-    monkeypatch.setitem(d4rl_table.ENTRIES, known.name, known)
+    known = replace(table.ENTRIES["door-human-v1"], size=len(raw), sha256=verify.sha256_of(path))
+    monkeypatch.setitem(table.ENTRIES, known.name, known)
     hashed = []
-    original = d4rl.d4rl_download.sha256_of
-    monkeypatch.setattr(d4rl.d4rl_download, "sha256_of", lambda path: hashed.append(path) or original(path))
+    original = verify.sha256_of
+    monkeypatch.setattr(verify, "sha256_of", lambda path: hashed.append(path) or original(path))
     for _ in range(3):
         datasets.load("d4rl:door-human-v1")
     assert len(hashed) == 1
@@ -332,16 +333,16 @@ def test_a_folder_is_no_file(tmp_path):
 
 
 def test_the_table():
-    assert len(d4rl.NAMES) == len(d4rl_table.BY_FILE) == 155
-    assert sum(entry.ref_min is not None for entry in d4rl_table.ENTRIES.values()) == 147
-    assert sum(bool(entry.sha256) for entry in d4rl_table.ENTRIES.values()) == 41
-    for entry in d4rl_table.ENTRIES.values():
+    assert len(ids.NAMES) == len(table.BY_FILE) == 155
+    assert sum(entry.ref_min is not None for entry in table.ENTRIES.values()) == 147
+    assert sum(bool(entry.sha256) for entry in table.ENTRIES.values()) == 41
+    for entry in table.ENTRIES.values():
         assert (entry.ref_min is None) == (entry.ref_max is None)
         assert bool(entry.size) == bool(entry.sha256)
         assert entry.size == 0 or len(entry.sha256) == 64
         assert entry.limit > 0
         assert "/" not in entry.file_name
-        assert d4rl_table.defects(entry.name)[-1].issue == "#145, #204"
+        assert table.defects(entry.name)[-1].issue == "#145, #204"
 
 
 FIXED = {  # family: (environment of a name, its limit, observation size)
@@ -371,15 +372,15 @@ def test_every_family_loads_and_says_where_it_is_evaluated(path, name):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         data = datasets.load(f"{write(path, arrays)}+as={name}")
-    entry = d4rl_table.ENTRIES[name]
+    entry = table.ENTRIES[name]
     same_transitions(data, qlearning_dataset(arrays))
     assert (data.ref_min, data.ref_max) == (entry.ref_min, entry.ref_max)
     texts = [str(warning.message) for warning in told]
     if env_id is None:
         assert data.env_spec is None
-        assert any("loaded but not trained on" in text and d4rl.why_not(name) in text for text in texts)
+        assert any("loaded but not trained on" in text and evaluation.why_not(name) in text for text in texts)
         return
-    assert d4rl.why_not(name) == ""
+    assert evaluation.why_not(name) == ""
     assert (data.env_spec.id, data.env_spec.max_episode_steps) == (env_id, limit)
     assert data.env_spec.kwargs.get("reward_type", "sparse") == ("dense" if "dense" in name else "sparse")
     assert any("#199" in text for text in texts) == ("umaze-diverse" in name)
@@ -387,9 +388,9 @@ def test_every_family_loads_and_says_where_it_is_evaluated(path, name):
 
 
 def test_every_published_name_has_an_environment_or_a_reason():
-    for name, entry in d4rl_table.ENTRIES.items():
-        spec = d4rl.evaluation(entry, np.zeros((2, 111), np.float32))
-        assert (spec is None) == bool(d4rl.why_not(name))
+    for name, entry in table.ENTRIES.items():
+        spec = evaluation.evaluation(entry, np.zeros((2, 111), np.float32))
+        assert (spec is None) == bool(evaluation.why_not(name))
         if spec is not None:
             assert spec.max_episode_steps == entry.limit
 
@@ -447,11 +448,11 @@ def test_any_limit(limit):
         file = contents(30) | {"terminals": terminals}
         dropped = np.ones(30, bool)
         dropped[[int(reward) for *_, reward, _ in qlearning_dataset(file, limit)]] = False
-        np.testing.assert_array_equal(d4rl._over_the_limit(terminals, limit)[:-1], dropped[:-1])
+        np.testing.assert_array_equal(reader._over_the_limit(terminals, limit)[:-1], dropped[:-1])
 
 
 def test_the_golden_case_without_timeouts(monkeypatch, path):
-    monkeypatch.setitem(d4rl_table.ENTRIES, "pen-human-v0", replace(d4rl_table.ENTRIES["pen-human-v0"], limit=4))
+    monkeypatch.setitem(table.ENTRIES, "pen-human-v0", replace(table.ENTRIES["pen-human-v0"], limit=4))
     with pytest.warns(UserWarning, match="no 'timeouts'; episodes are cut at 4 steps"):
         data = datasets.load(write(path, without("timeouts")) + "+as=pen-human-v0")
     assert data.reward.tolist() == [0, 1, 2, 4, 5, 6, 8]
@@ -491,7 +492,7 @@ def test_full_keeps_every_transition_with_its_own_successor(flags):
 
 
 def test_full_over_many_blocks(path, monkeypatch):
-    monkeypatch.setattr(d4rl, "_BLOCK", 7)
+    monkeypatch.setattr(reader, "BLOCK", 7)
     rng = np.random.default_rng(1)
     n = 500
     file = with_next(contents(n) | {"terminals": rng.random(n) < 0.05, "timeouts": rng.random(n) < 0.05})
@@ -571,15 +572,15 @@ def test_the_door_sample_can_be_evaluated_as_door():
 def test_the_table_equals_the_published_lists():
     with open(SHARED / "d4rl_infos.csv") as file:
         infos = {row["dataset"]: row for row in csv.DictReader(file)}
-    assert set(infos) == set(d4rl.NAMES)
+    assert set(infos) == set(ids.NAMES)
     for name, row in infos.items():
-        entry = d4rl_table.ENTRIES[name]
+        entry = table.ENTRIES[name]
         assert row["url"] == f"http://rail.eecs.berkeley.edu/datasets/offline_rl/{entry.path}"
         published = [float(row[key]) if row[key] else None for key in ("ref_min_score", "ref_max_score")]
         assert [entry.ref_min, entry.ref_max] == published
     with open(SHARED / "d4rl_v2_sha256_from_tfds_checksums.tsv") as file:
         sums = {row["file"]: row for row in csv.DictReader(file, delimiter="\t")}
-    known = {entry.file_name: entry for entry in d4rl_table.ENTRIES.values() if entry.sha256}
+    known = {entry.file_name: entry for entry in table.ENTRIES.values() if entry.sha256}
     assert {name: (str(entry.size), entry.sha256) for name, entry in known.items()} == {
         name: (row["bytes"], row["sha256"]) for name, row in sums.items()
     }
@@ -609,7 +610,7 @@ FINGERPRINTS = {
 @pytest.mark.parametrize("name", FINGERPRINTS)
 def test_the_published_files_have_their_counts(monkeypatch, name):
     monkeypatch.setenv("D4RL_DATASET_DIR", FILES or "")
-    if not d4rl.is_stored(f"d4rl:{name}"):
+    if not source.is_at_hand(f"d4rl:{name}"):
         pytest.skip(f"{name} is not in HOARD_D4RL_FILES")
     rows, *counts = FINGERPRINTS[name]
     data = datasets.load(f"d4rl:{name}")

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from hoard import datasets
-from hoard.datasets import DatasetError, d4rl, d4rl_table
-from hoard.datasets.d4rl_download import url_of
+from hoard.datasets import DatasetError
+from hoard.datasets.d4rl import source, table
+from hoard.datasets.d4rl.download import url_of
 
 NAME = "hopper-random-v2"
 ID = f"d4rl:{NAME}"
@@ -60,7 +61,7 @@ class Server:
     def answer(self, request):
         asked = request.headers.get("Range")
         self.ranges.append(asked)
-        if self.status != 200 or request.path != "/" + d4rl_table.ENTRIES[NAME].path:
+        if self.status != 200 or request.path != "/" + table.ENTRIES[NAME].path:
             return request.send_error(self.status if self.status != 200 else 404)
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.understands_ranges else 0
         if start >= len(self.body):
@@ -86,11 +87,11 @@ class Server:
 @pytest.fixture
 def server(monkeypatch):
     out = Server()
-    monkeypatch.setattr(d4rl_table, "BASE_URL", out.url)
+    monkeypatch.setattr(table, "BASE_URL", out.url)
     monkeypatch.setenv("no_proxy", "*")
-    known = replace(d4rl_table.ENTRIES[NAME], size=len(BYTES), sha256=hashlib.sha256(BYTES).hexdigest())
-    monkeypatch.setitem(d4rl_table.ENTRIES, NAME, known)
-    monkeypatch.setitem(d4rl_table.BY_FILE, FILE, known)
+    known = replace(table.ENTRIES[NAME], size=len(BYTES), sha256=hashlib.sha256(BYTES).hexdigest())
+    monkeypatch.setitem(table.ENTRIES, NAME, known)
+    monkeypatch.setitem(table.BY_FILE, FILE, known)
     yield out
     out.close()
 
@@ -101,7 +102,7 @@ def folder(tmp_path):
 
 
 def unknown_hash(monkeypatch):
-    monkeypatch.setitem(d4rl_table.ENTRIES, NAME, replace(d4rl_table.ENTRIES[NAME], size=0, sha256=""))
+    monkeypatch.setitem(table.ENTRIES, NAME, replace(table.ENTRIES[NAME], size=0, sha256=""))
 
 
 def refused(folder, *messages):
@@ -112,7 +113,7 @@ def refused(folder, *messages):
     assert text.startswith(ID)
     for message in messages:
         assert re.search(message, text), text
-    assert f"fetch {d4rl_table.BASE_URL}gym_mujoco_v2/{FILE} by hand and put it into {folder} as {FILE}" in text
+    assert f"fetch {table.BASE_URL}gym_mujoco_v2/{FILE} by hand and put it into {folder} as {FILE}" in text
     assert "D4RL_DATASET_DIR" in text
     assert not (folder / FILE).exists()
     return text
@@ -128,14 +129,14 @@ def test_a_name_is_fetched_once_and_loads(server, folder):
     assert datasets.ensure(ID) is False
     assert len(datasets.load(ID)) == 499
     assert len(server.ranges) == 1
-    assert url_of(d4rl_table.ENTRIES[NAME]) == server.url + "gym_mujoco_v2/hopper_random-v2.hdf5"
+    assert url_of(table.ENTRIES[NAME]) == server.url + "gym_mujoco_v2/hopper_random-v2.hdf5"
 
 
 def test_checking_an_id_fetches_nothing(server, folder):
     datasets.check_id(ID)
     assert server.ranges == []
     assert not folder.exists()
-    assert d4rl.is_stored(ID) is False
+    assert source.is_at_hand(ID) is False
 
 
 @pytest.mark.parametrize("have", [1, 100, len(BYTES) - 1])
@@ -240,7 +241,7 @@ def test_a_server_that_refuses(server, folder, status):
 def test_no_network(server, folder, monkeypatch):
     server.close()
     refused(folder, "cannot download it", "[Rr]efused")
-    monkeypatch.setattr(d4rl_table, "BASE_URL", "http://no-such-host.invalid/")
+    monkeypatch.setattr(table, "BASE_URL", "http://no-such-host.invalid/")
     refused(folder, "cannot download it")
     server.__init__()  # so that the fixture can close it
 
@@ -260,7 +261,7 @@ def test_an_answer_that_is_no_http(server, folder, monkeypatch):
 
         thread = threading.Thread(target=talk, daemon=True)
         thread.start()
-        monkeypatch.setattr(d4rl_table, "BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        monkeypatch.setattr(table, "BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}/")
         refused(folder, "cannot download it")
 
 

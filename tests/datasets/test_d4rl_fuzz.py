@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from hoard import datasets
-from hoard.datasets import Dataset, DatasetError, d4rl, d4rl_table
+from hoard.datasets import Dataset, DatasetError
+from hoard.datasets.d4rl import ids, table
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 
@@ -37,7 +38,7 @@ def write(path, arrays, **options):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    monkeypatch.setattr(d4rl_table, "BASE_URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr(table, "BASE_URL", "http://127.0.0.1:9/")
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -283,7 +284,7 @@ def test_damage_under_a_published_name_leaves_the_users_file_alone(tmp_path):
     folder.mkdir()
     cases = 0
     for name in ("hopper-medium-v2", "door-human-v1", "antmaze-umaze-v2"):
-        path = folder / d4rl_table.ENTRIES[name].file_name
+        path = folder / table.ENTRIES[name].file_name
         for content in (b"", b"x", b"\x89HDF\r\n\x1a\n", b"<html>", bytes(5000)):
             path.write_bytes(content)
             with pytest.raises(DatasetError, match="it is not D4RL's") as caught:
@@ -293,4 +294,4 @@ def test_damage_under_a_published_name_leaves_the_users_file_alone(tmp_path):
             cases += 1
     assert cases == 15
     assert len(list(folder.iterdir())) == 3
-    assert d4rl.folder() == folder
+    assert ids.folder() == folder

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hoard import datasets
-from hoard.datasets import d4rl, d4rl_table
+from hoard.datasets.d4rl import ids, table
 
 PYTHON = os.environ.get("HOARD_D4RL_PYTHON")
 DOOR = Path(__file__).resolve().parents[3] / "shared" / "data" / "d4rl_door_human_replayed.hdf5"
@@ -83,13 +83,13 @@ def test_every_row_is_the_packages(answers):
 
 def test_the_table_is_the_packages(answers):
     infos = json.loads((answers[0] / "infos.json").read_text())
-    ours = {name: d4rl_table.BASE_URL + entry.path for name, entry in d4rl_table.ENTRIES.items()}
+    ours = {name: table.BASE_URL + entry.path for name, entry in table.ENTRIES.items()}
     assert ours == infos["urls"]
     for side, attribute in (("low", "ref_min"), ("high", "ref_max")):
-        known = {name: getattr(entry, attribute) for name, entry in d4rl_table.ENTRIES.items()}
+        known = {name: getattr(entry, attribute) for name, entry in table.ENTRIES.items()}
         assert {name: value for name, value in known.items() if value is not None} == {
             name: value for name, value in infos[side].items() if value is not None and name in known
         }
-    entry = d4rl_table.ENTRIES["hopper-medium-v2"]
+    entry = table.ENTRIES["hopper-medium-v2"]
     assert (1000.0 - entry.ref_min) / (entry.ref_max - entry.ref_min) == pytest.approx(infos["example"], rel=1e-12)
-    assert len(d4rl.NAMES) == 155
+    assert len(ids.NAMES) == 155

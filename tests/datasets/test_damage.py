@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -289,3 +290,29 @@ def test_images(wrap):
     image = spaces.Box(0, 255, (32, 32, 3), np.uint8)
     folder = in_spaces(wrap(image), spaces.Box(-1.0, 1.0, (1,)), np.zeros((2, 1), np.float32))
     refuses(folder, "JPEG")
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "terminations"])
+def test_a_shape_without_data_behind_it_costs_no_memory(folder, name):
+    """A file of a few kilobytes may declare arrays of any size that were never written."""
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        old = file[f"episode_1/{name}"]
+        shape, dtype = (40_000_000, *old.shape[1:]), old.dtype
+        del file[f"episode_1/{name}"]
+        file.create_dataset(f"episode_1/{name}", shape, dtype, chunks=(1000, *shape[1:]))
+    assert (folder / "main_data.hdf5").stat().st_size < 100_000
+    tracemalloc.start()
+    refuses(folder, rf"'{name}' has shape \(40000000.*holds no data for it")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_numbers_kept_in_another_file_are_not_followed(folder, tmp_path):
+    (tmp_path / "other.bin").write_bytes(np.zeros(2).tobytes())
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        del file["episode_1/rewards"]
+        file.create_dataset(
+            "episode_1/rewards", (2,), np.float64, external=[(str(tmp_path / "other.bin"), 0, h5py.h5f.UNLIMITED)]
+        )
+    refuses(folder, "'rewards' is kept in another file")

@@ -14,7 +14,10 @@ from minari.dataset._storages.hdf5_storage import HDF5Storage
 from minari.namespace import list_local_namespaces
 
 from hoard import datasets
-from hoard.datasets import DatasetError, minari_store
+from hoard.datasets import DatasetError
+from hoard.datasets.minari import writer
+from hoard.datasets.minari.metadata import metadata_of
+from hoard.datasets.minari.store import is_stored, stored_ids
 from hoard.datasets.recipes import pendulum
 
 ID = "hoard/pendulum/mixed-v0"
@@ -94,7 +97,7 @@ def test_a_recipe_that_fails_half_way_leaves_nothing(root, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         datasets.load(ID, fail)
     assert not left_behind(root)
-    assert not minari_store.is_stored(ID)
+    assert not is_stored(ID)
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
@@ -123,14 +126,14 @@ def test_a_write_that_fails_half_way_leaves_nothing(root, short, monkeypatch, er
 
 
 def test_the_episodes_behind_reference_returns_are_on_record(root):
-    minari_store.write("test/short-v0", pendulum.record(episodes=1, reference_episodes=2))
-    assert minari_store.metadata_of("test/short-v0")["num_episodes_average_score"] == 2
+    writer.write("test/short-v0", pendulum.record(episodes=1, reference_episodes=2))
+    assert metadata_of("test/short-v0")["num_episodes_average_score"] == 2
 
 
 def test_writing_over_a_dataset_is_refused(root, short):
     datasets.ensure(ID)
     with pytest.raises(DatasetError, match="exists already"):
-        minari_store.write(ID, pendulum.record(episodes=1, reference_episodes=1))
+        writer.write(ID, pendulum.record(episodes=1, reference_episodes=1))
     assert datasets.load(ID).num_episodes == 4
 
 
@@ -145,13 +148,13 @@ def test_a_killed_generation_is_done_again(root, short, tmp_path):
     assert process.stdout.readline().strip() == "2000"
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not minari_store.is_stored(ID)
+    assert not is_stored(ID)
 
     process = child("os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\ndatasets.load(dataset_id)", tmp_path)
     assert process.wait() == -signal.SIGKILL
-    assert not minari_store.is_stored(ID)
+    assert not is_stored(ID)
     assert len(list(root.glob(".*tmp*/data/main_data.hdf5"))) == 1
-    assert ID not in minari_store.stored_ids()
+    assert ID not in stored_ids()
 
     data = datasets.load(ID)
     assert short == [ID]

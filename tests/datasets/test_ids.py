@@ -9,7 +9,10 @@ from dataset_toys import store, tagged_buffers
 from minari.namespace import list_local_namespaces
 
 from hoard import datasets
-from hoard.datasets import DatasetError, minari_store
+from hoard.datasets import DatasetError
+from hoard.datasets.d4rl.ids import NAMES
+from hoard.datasets.minari import hub, reader, writer
+from hoard.datasets.minari import store as stored
 
 TRICKS = [
     "",
@@ -62,8 +65,8 @@ def test_tricks_are_refused_without_looking(tmp_path, monkeypatch, dataset_id):
     def reached(*_):
         raise AssertionError("reached the disk or the network")
 
-    for name in ("is_stored", "download", "read", "write"):
-        monkeypatch.setattr(minari_store, name, reached)
+    for module, name in ((stored, "is_stored"), (hub, "download"), (reader, "read"), (writer, "write")):
+        monkeypatch.setattr(module, name, reached)
     for door in (datasets.check_id, datasets.ensure, datasets.load):
         with pytest.raises(DatasetError, match=r"^unknown dataset '.*nearest: ") as caught:
             door(dataset_id)
@@ -90,7 +93,7 @@ def test_the_nearest_id_is_named_first(dataset_id, nearest):
 
 @pytest.mark.parametrize("dataset_id", ["D4RL/door/human-v2", "x-v0", "a/b.c_d/e-v12", "hoard/pointmaze/umaze-7k-v0"])
 def test_good_ids_pass_without_looking(monkeypatch, dataset_id):
-    monkeypatch.setattr(minari_store, "path_of", None)
+    monkeypatch.setattr(stored, "path_of", None)
     datasets.check_id(dataset_id)
 
 
@@ -104,7 +107,7 @@ def test_known_ids_lists_what_is_stored_once(root):
     (root / "toys" / "empty-v0" / "data").mkdir(parents=True)
     ids = datasets.known_ids()
     assert len(ids) == len(set(ids))
-    recipes, names = datasets.recipes.known_ids(), ["d4rl:" + name for name in datasets.d4rl.NAMES]
+    recipes, names = datasets.recipes.known_ids(), ["d4rl:" + name for name in NAMES]
     assert ids == [*recipes, *names, "plain-v1", "toys/broken-v0", "toys/stored-v0"]
 
 
@@ -140,7 +143,7 @@ def test_a_hub_out_of_reach_says_what_to_do_and_leaves_nothing(root, monkeypatch
             assert part in message
     assert left_behind(root) == before
     assert os.environ["MINARI_DATASETS_PATH"] == str(root)
-    assert not datasets.minari_store.is_stored("toys/sub/storde-v0")
+    assert not stored.is_stored("toys/sub/storde-v0")
 
 
 def test_a_root_that_was_not_set_stays_so(monkeypatch, tmp_path):

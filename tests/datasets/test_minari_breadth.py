@@ -20,7 +20,10 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset._storages import arrow_storage
 
 from hoard import datasets
-from hoard.datasets import DatasetError, discrete, minari_store, references
+from hoard.datasets import DatasetError, discrete
+from hoard.datasets.minari import hub, references
+from hoard.datasets.minari.metadata import metadata_of
+from hoard.datasets.minari.store import path_of
 
 FORMATS = ("hdf5", "arrow", "parquet")
 numbers = itertools.count()  # a new id for each example: Minari does not overwrite
@@ -126,7 +129,7 @@ def test_every_space_in_every_storage_comes_back_exactly(space, actions, lengths
     assert next(got, None) is None
     if not isinstance(actions, spaces.Box):
         assert data.action_space.original == actions
-    shutil.rmtree(minari_store.path_of(dataset_id))
+    shutil.rmtree(path_of(dataset_id))
 
 
 def minigrid():
@@ -149,7 +152,7 @@ def test_missions_are_left_out(data_format):
     assert (data.obs_dim, data.action_dim) == (4 + 7 * 7 * 3, 7)
     np.testing.assert_array_equal(data.observations[0], numbers_of(space, episodes[0][0][0]))
     np.testing.assert_array_equal(data.observations[-1], numbers_of(space, episodes[1][0][1]))
-    assert discrete.left_out(minari_store.metadata_of("minigrid/toy-v0")["observation_space"]) == ["mission"]
+    assert discrete.left_out(metadata_of("minigrid/toy-v0")["observation_space"]) == ["mission"]
 
 
 @pytest.mark.parametrize("data_format", ["arrow", "parquet"])
@@ -220,7 +223,7 @@ def test_a_space_too_wide_for_one_hot_is_refused():
     store("toys/wide-v0", buffers_of(spaces.Discrete(5), ACTIONS, episodes_of(spaces.Discrete(5), ACTIONS, [2], 0)))
     wide = json.dumps({"type": "Discrete", "dtype": "int64", "start": 0, "n": 10**15})
     for name in ("observation_space", "action_space"):
-        folder = minari_store.path_of("toys/wide-v0") / "data"
+        folder = path_of("toys/wide-v0") / "data"
         edit_metadata(folder, **{name: wide})
         with pytest.raises(DatasetError, match=rf"{name.replace('_', ' ')} Discrete\(10+\) .*at most 4096"):
             datasets.load("toys/wide-v0")
@@ -258,7 +261,8 @@ def test_mujoco_sets_take_the_shipped_references():
     data = mujoco("mujoco/hopper/medium-v0", "Hopper-v5")
     assert (data.ref_min, data.ref_max) == (16.669, 3234.3)
     assert data.normalized_score(3234.3) == 100
-    assert mujoco("mujoco/walker2d/medium-v0", "Walker2d-v5").ref_max is None  # nobody to name for the expert
+    assert mujoco("mujoco/walker2d/medium-v0", "Walker2d-v5").ref_max == 6847.793  # of mujoco/walker2d/expert-v0
+    assert mujoco("mujoco/standup/x-v0", "HumanoidStandup-v5").ref_max is None  # nobody to name for the expert
 
 
 def test_shipped_references_apply_to_nothing_else():
@@ -287,6 +291,17 @@ def test_every_reference_names_its_source():
         gym.spec(env_id)
         assert entry.source.startswith("expert: " if entry.expert else "no expert: ")
         assert entry.expert is None or entry.expert > entry.random
+
+
+@pytest.mark.parametrize("env_id", references.PUBLISHED)
+def test_published_returns_agree_with_the_shipped_ones(env_id):
+    random, expert = references.PUBLISHED[env_id]
+    entry = references.MUJOCO[env_id]
+    assert abs(random - entry.random) < 5 * entry.standard_error
+    assert expert > random
+    by_d4rl = "D4RL's reference for" in entry.source
+    assert by_d4rl == (env_id in ("Hopper-v5", "HalfCheetah-v5"))
+    assert (entry.expert == expert) != by_d4rl
 
 
 # --- hostile files ---
@@ -474,7 +489,7 @@ def test_a_damaged_download_is_not_kept(root, monkeypatch, data_format):
         part = next(path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".json")
         part.write_bytes(part.read_bytes()[:-200])
 
-    monkeypatch.setattr(minari_store.minari, "download_dataset", broken)
+    monkeypatch.setattr(hub.minari, "download_dataset", broken)
     with pytest.raises(DatasetError, match=r"hub/cut-v0: .*the Minari hub did not give it .*damaged or incomplete"):
         datasets.load("hub/cut-v0")
     assert digest(root).keys() == {str(root / ".hub-cut-v0.lock")}
@@ -507,7 +522,7 @@ def test_fuzzed_ids_reach_nothing(tmp_path, monkeypatch, root):
     def offline(dataset_id):
         raise DatasetError(f"{dataset_id}: no network")
 
-    monkeypatch.setattr(minari_store, "download", offline)
+    monkeypatch.setattr(hub, "download", offline)
     before = digest(tmp_path)
     rng, cases = np.random.default_rng(3), 0
     for _ in range(600):

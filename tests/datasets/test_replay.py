@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from dataset_toys import toy
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hoard.datasets import ReplayBuffer
+from hoard.datasets.actions import ActionScaler
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated")
 
@@ -335,3 +337,108 @@ def test_a_state_of_another_size_is_refused(other, message):
     buffer, _ = grown(5, 3)
     with pytest.raises(ValueError, match=message):
         other().load_state_dict(buffer.state_dict())
+
+
+# --- units of actions and rewards ---
+
+WIDE = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
+
+
+def in_wide_bounds(steps=8, seed=0):
+    actions = np.random.default_rng(seed).uniform(WIDE.low, WIDE.high, (steps, 2)).astype(np.float32)
+    return toy((3, 1, steps - 4), actions=WIDE, action=actions)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    clip=st.sampled_from([0.0, 1e-5, 0.1, 0.5]),
+    scale=st.floats(-5, 5, width=32),
+    shift=st.floats(-5, 5, width=32),
+    seed=st.integers(0, 1000),
+)
+def test_actions_are_stored_in_the_unit_box_and_rewards_scaled(clip, scale, shift, seed):
+    data = in_wide_bounds(seed=seed)
+    options = {"clip_actions": clip, "reward_scale": scale, "reward_shift": shift}
+    buffer = ReplayBuffer(data, online_capacity=3, **options)
+    unit = ActionScaler(WIDE.low, WIDE.high).to_unit(torch.tensor(data.action))
+    expected = unit.clamp(-1 + clip, 1 - clip) if clip else unit
+    assert torch.equal(buffer.action[:8], expected)
+    assert torch.equal(buffer.reward[:8], scale * (torch.tensor(data.reward) + shift))
+    action, reward = np.array([-1.0, 0.25]), float(np.random.default_rng(seed).normal())
+    buffer.add([0, 0], action, reward, [0, 1], False, False)
+    stored = torch.tensor(action, dtype=torch.float32)
+    assert torch.equal(buffer.action[8], stored.clamp(-1 + clip, 1 - clip) if clip else stored)
+    assert buffer.reward[8] == np.float32(scale * (reward + shift))
+    empty = ReplayBuffer(None, online_capacity=1, obs_dim=2, action_dim=2, **options)
+    empty.add([0, 0], action, reward, [0, 1], False, False)
+    assert torch.equal(empty.action[0], buffer.action[8])
+    assert torch.equal(empty.reward[0], buffer.reward[8])
+
+
+def test_unit_bounds_change_nothing_to_the_bit():
+    actions = np.random.default_rng(0).uniform(-1, 1, (8, 2)).astype(np.float32)
+    data = toy(action=actions)
+    assert ReplayBuffer(data).action.numpy().tobytes() == actions.tobytes()
+    assert ReplayBuffer(data, scale_actions=False).action.numpy().tobytes() == actions.tobytes()
+
+
+def test_actions_may_stay_in_environment_units():
+    data = in_wide_bounds()
+    np.testing.assert_array_equal(ReplayBuffer(data, scale_actions=False).action, data.action)
+    endless = toy(actions=spaces.Box(-np.inf, np.inf, (2,), np.float32))
+    with pytest.raises(ValueError, match="cannot be scaled"):
+        ReplayBuffer(endless)
+    assert len(ReplayBuffer(endless, scale_actions=False)) == 8
+
+
+@pytest.mark.parametrize("clip", [-0.1, 1.0, float("nan")])
+def test_a_margin_outside_the_box_is_refused(clip):
+    with pytest.raises(ValueError, match="clip_actions"):
+        ReplayBuffer(offline(), clip_actions=clip)
+
+
+# --- statistics ---
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.integers(0, 12), capacity=st.integers(1, 2000))
+def test_statistics_count_what_is_stored_and_no_empty_slot(steps, capacity):
+    buffer, walk = grown(steps, capacity)
+    seen = np.concatenate([offline().obs, [obs for obs, *_ in walk.steps[-capacity:]] or np.empty((0, 2))])
+    mean, std = buffer.obs_stats()
+    np.testing.assert_allclose(mean, seen.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(std, seen.std(axis=0), rtol=1e-4, atol=1e-5)
+    table = buffer.observations[buffer.rows[: len(buffer)]]
+    assert torch.equal(mean, table.mean(dim=0))
+    assert torch.equal(std, table.std(dim=0, unbiased=False))
+
+
+def test_an_empty_buffer_has_no_statistics():
+    with pytest.raises(ValueError, match="empty"):
+        ReplayBuffer(None, online_capacity=3, obs_dim=2, action_dim=2).obs_stats()
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.integers(0, 9), clip=st.sampled_from([0.0, 0.01]), scale=st.sampled_from([1.0, 10.0]))
+def test_the_state_of_a_scaled_buffer_comes_back(steps, clip, scale):
+    def make():
+        return ReplayBuffer(
+            in_wide_bounds(), online_capacity=4, clip_actions=clip, reward_scale=scale, reward_shift=-1.0
+        )
+
+    buffer, copy = make(), make()
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        obs = rng.normal(size=(2, 2))
+        buffer.add(obs[0], rng.uniform(-1, 1, 2), rng.normal(), obs[1], rng.random() < 0.3, False)
+    file = io.BytesIO()
+    torch.save(buffer.state_dict(), file)
+    file.seek(0)
+    copy.load_state_dict(torch.load(file, weights_only=True))
+    assert len(copy) == len(buffer)
+    index = torch.arange(len(buffer))
+    for name, values in buffer.gather(index).items():
+        assert torch.equal(copy.gather(index)[name], values), name
+    for one in (buffer, copy):  # and they go on alike
+        one.add([1, 1], [1.0, -1.0], 2.0, [2, 2], True, False)
+    assert torch.equal(copy.sample(16, generator())["action"], buffer.sample(16, generator())["action"])

@@ -25,7 +25,7 @@ def hoard(capsys):
 @pytest.fixture
 def broken(tiny, tmp_path, monkeypatch):
     """A copy of the tiny pendulum set whose rewards belong to the step before."""
-    from hoard.datasets.minari_store import path_of
+    from hoard.datasets.minari.store import path_of
 
     source = path_of(tiny)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))

@@ -51,7 +51,7 @@ def test_records(tiny, run_file, tmp_path):
 
 
 def metadata(dataset_id: str) -> Path:
-    from hoard.datasets.minari_store import path_of
+    from hoard.datasets.minari.store import path_of
 
     return path_of(dataset_id) / "data" / "metadata.json"
 

@@ -6,12 +6,12 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from hoard.datasets.dataset import Dataset, DatasetError
-from hoard.datasets.recipes import Recording
+from hoard.datasets.recipes.recording import Recording
 from hoard.envs import flatten_obs, flatten_space
 
 
 def dataset_of(dataset_id: str, recording: Recording) -> Dataset:
-    """The arrays that `minari_store.read` would give had the recording been stored. Raises DatasetError, as it does."""
+    """The arrays that Minari's reader would give had the recording been stored. Raises DatasetError, as it does."""
     if not isinstance(recording.action_space, Box):
         raise DatasetError(f"{dataset_id}: action space {recording.action_space} is not supported, only a flat Box is")
     episodes, space = recording.episodes, recording.observation_space

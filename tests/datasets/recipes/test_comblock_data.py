@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-from hoard.datasets import minari_store, recipes
-from hoard.datasets.in_memory import dataset_of
-from hoard.datasets.recipes import comblock
+from hoard.datasets import recipes
+from hoard.datasets.minari import reader, writer
+from hoard.datasets.recipes import catalogue, comblock
+from hoard.datasets.recipes.catalogue import COMBLOCK_HORIZONS
+from hoard.datasets.recipes.in_memory import dataset_of
 from hoard.envs.comblock import DEAD, LockBatch, rotation
 
 EPISODES = 20_000
 
 
-@pytest.fixture(scope="module", params=comblock.HORIZONS)
+@pytest.fixture(scope="module", params=COMBLOCK_HORIZONS)
 def recording(request):
     return comblock.record(request.param, episodes=EPISODES, reference_episodes=20)
 
@@ -97,18 +99,18 @@ def test_progress_counts_every_step():
     assert max(np.diff([0, *(done for done, _ in calls)])) <= 2000
 
 
-@pytest.mark.parametrize("horizon", comblock.HORIZONS)
+@pytest.mark.parametrize("horizon", COMBLOCK_HORIZONS)
 def test_ids(horizon, monkeypatch):
     dataset_id = f"hoard/comblock/h{horizon}-v0"
     assert recipes.is_known(dataset_id)
     assert dataset_id in recipes.known_ids()
-    assert recipes._FIXED[dataset_id].args == (horizon,)
+    assert catalogue.find(dataset_id).args == (horizon,)
 
 
 def test_in_memory_is_what_storing_and_reading_gives():
     recording = comblock.record(5, episodes=30, reference_episodes=2)
-    minari_store.write("test/lock-v0", recording)
-    stored, direct = minari_store.read("test/lock-v0"), dataset_of("test/lock-v0", recording)
+    writer.write("test/lock-v0", recording)
+    stored, direct = reader.read("test/lock-v0"), dataset_of("test/lock-v0", recording)
     assert stored.content_hash == direct.content_hash
     assert stored.env_spec == direct.env_spec
     np.testing.assert_array_equal(stored.next_obs, direct.next_obs)

@@ -1,4 +1,4 @@
-"""`hoard data versions`: recorded steps replayed in other versions of their environment (`hoard.envs.versions`)."""
+"""`hoard data versions`: how far recorded steps lie from a replay in other versions of their environment."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import mujoco
 import numpy as np
 
 from hoard import datasets
-from hoard.datasets import d4rl, minari_store
+from hoard.datasets.d4rl.ids import PREFIX
 from hoard.datasets.dataset import Dataset, DatasetError
-from hoard.envs import versions
-from hoard.envs.versions import ENV_IDS, ROBOTS, WORLDS, Steps
+from hoard.datasets.inspect.replay import replay
+from hoard.datasets.minari.metadata import infos_of
+from hoard.envs.mujoco_recording import ENV_IDS, ROBOTS, Steps, record, robot_of
+from hoard.envs.mujoco_versions import WORLDS
 
 SAMPLE = 10_000  # steps replayed in each version
 _HEAD = (
@@ -23,14 +25,14 @@ _HEAD = (
 
 
 def compare(dataset_id: str, sample: int = SAMPLE, seed: int = 0) -> dict[str, Any]:
-    """Replay `sample` steps of a dataset, chosen by `seed`, in each of `hoard.envs.versions.WORLDS`.
+    """Replay `sample` steps of a dataset, chosen by `seed`, in each of `hoard.envs.mujoco_versions.WORLDS`.
 
     `dataset_id` is a dataset's, or one of `ENV_IDS` for that many steps of random actions recorded now, with `seed`.
     Gives id, versions of gymnasium and mujoco, and `replays`: one `Errors.summary` for each world. Raises DatasetError
     for data of other environments.
     """
     if dataset_id in ENV_IDS:
-        steps, rows = versions.record(dataset_id, sample, seed), np.arange(sample)
+        steps, rows = record(dataset_id, sample, seed), np.arange(sample)
     else:
         check_id(dataset_id)
         data = datasets.load(dataset_id)
@@ -40,7 +42,7 @@ def compare(dataset_id: str, sample: int = SAMPLE, seed: int = 0) -> dict[str, A
         "id": dataset_id,
         "gymnasium": gym.__version__,
         "mujoco": mujoco.__version__,
-        "replays": [versions.replay(steps, world, rows).summary() for world in WORLDS],
+        "replays": [replay(steps, world, rows).summary() for world in WORLDS],
     }
 
 
@@ -58,14 +60,14 @@ def steps_of(data: Dataset, rows: np.ndarray) -> Steps:
 
     Raises DatasetError for data of an environment that cannot be replayed in other versions.
     """
-    is_d4rl = data.id.startswith(d4rl.PREFIX)
+    is_d4rl = data.id.startswith(PREFIX)
     metadata = None if is_d4rl else datasets.metadata_of(data.id)
     spec = (metadata or {}).get("recording_env") or data.env_spec
     if spec is None:
         hint = "; +as=NAME says what the file is like" if is_d4rl else ""
         raise DatasetError(f"{data.id}: its environment is not known, so its steps cannot be replayed{hint}")
     try:
-        robot = versions.robot_of(spec.id)
+        robot = robot_of(spec.id)
     except ValueError as error:
         raise DatasetError(f"{data.id}: {error}") from error
     columns: dict[str, Any] = {
@@ -109,12 +111,12 @@ def _from_file(data: Dataset) -> dict[str, np.ndarray]:
 
 def _from_infos(data: Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:
     """qpos and qvel of a Minari dataset's infos for `rows`, NaN elsewhere; nothing if the first episode has none."""
-    found = minari_store.infos_of(data.id, 0)
+    found = infos_of(data.id, 0)
     if "qpos" not in found or "qvel" not in found:
         return {}
     out = {name: np.full((len(data), np.shape(found[name])[1]), np.nan) for name in ("qpos", "qvel")}
     for episode in np.unique(data.episode_index[rows]).tolist():
-        infos = minari_store.infos_of(data.id, episode)
+        infos = infos_of(data.id, episode)
         chosen = rows[data.episode_index[rows] == episode]
         for name, array in out.items():
             array[chosen] = np.asarray(infos[name])[data.timestep[chosen]]
@@ -125,14 +127,14 @@ def as_markdown(comparisons: list[dict[str, Any]]) -> str:
     """The table of the documentation: a row for each dataset and world."""
     lines = [_HEAD]
     for comparison in comparisons:
-        for replay in comparison["replays"]:
-            left = [f"{count:,} {reason}" for reason, count in replay["left_out"].items()]
-            if replay["next_unknown"]:
-                left.append(f"{replay['next_unknown']:,} next observations not recorded")
-            failing = replay["failing"]
+        for one in comparison["replays"]:
+            left = [f"{count:,} {reason}" for reason, count in one["left_out"].items()]
+            if one["next_unknown"]:
+                left.append(f"{one['next_unknown']:,} next observations not recorded")
+            failing = one["failing"]
             fails = f"{failing['reward_difference']:+.3f} ({failing['steps']:,})" if failing["steps"] else "none fails"
-            cells = [f"`{comparison['id']}`", replay["world"], f"{replay['steps']:,}", ", ".join(left) or "0"]
-            cells += [*_cells(replay["obs"]), *_cells(replay["reward"]), fails]
+            cells = [f"`{comparison['id']}`", one["world"], f"{one['steps']:,}", ", ".join(left) or "0"]
+            cells += [*_cells(one["obs"]), *_cells(one["reward"]), fails]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from hoard.datasets.recipes import tabular as recipe
 from hoard.envs import make_env, tabular
 
 
-@pytest.mark.parametrize("problem", list(recipe.ENV_IDS))
+@pytest.mark.parametrize("problem", list(recipe.TABULAR))
 def test_expert_data(problem):
     seen = []
     recording = recipes.generate(f"hoard/{problem}/expert-v0", lambda done, total: seen.append((done, total)))

@@ -18,9 +18,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from hoard import datasets
-from hoard.datasets import minari_store
-from hoard.datasets.dataset import Dataset, DatasetError
+from hoard.datasets.dataset import Dataset, DatasetError, out_of_bounds
 from hoard.datasets.discrete import OneHot, boxed, boxed_space
+from hoard.datasets.minari.metadata import infos_of
 from hoard.envs import flatten_obs, flatten_space, make_env
 
 SAMPLE = 200  # steps that are replayed
@@ -68,7 +68,7 @@ def check(dataset_id: str, sample: int = SAMPLE, seed: int = 0) -> list[Finding]
 def inspect(
     data: Dataset, metadata: dict[str, Any] | None = None, sample: int = SAMPLE, seed: int = 0
 ) -> list[Finding]:
-    """Ask everything of a loaded dataset. `metadata` (Minari sets): what `minari_store.metadata_of` gives.
+    """Ask everything of a loaded dataset. `metadata` (Minari sets): what `hoard.datasets.metadata_of` gives.
 
     `sample` steps are replayed, and a few episodes read again, chosen by `seed`.
     """
@@ -145,7 +145,7 @@ def _observation_space(about: _About) -> str:
     box = flatten_space(boxed_space(space))
     if box.shape != (data.obs_dim,):
         raise _Fail(f"the recorded space has {box.shape[0]} numbers, the observations {data.obs_dim}")
-    _inside("observation", data.observations, box.low, box.high)
+    _none_outside("observation", out_of_bounds(data.observations, box.low, box.high))
     return f"all {len(data.observations):,} observations lie in the recorded space of {data.obs_dim} numbers"
 
 
@@ -155,16 +155,15 @@ def _action_space(about: _About) -> str:
         if not np.isin(data.action, (0.0, 1.0)).all():
             raise _Fail(f"entries other than 0 and 1 in actions that are the {space}")
         return f"every action is the {space}"
-    _inside("action", data.action, space.low, space.high)
+    _none_outside("action", data.actions_out_of_bounds())
     return f"all actions lie in {space}"
 
 
-def _inside(name: str, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    room = 1e-5 * np.maximum(1.0, np.where(np.isfinite(high - low), high - low, 1.0))  # float64 data, float32 bounds
-    outside = ((values < low - room) | (values > high + room)).any(axis=1)
+def _none_outside(name: str, entries: np.ndarray) -> None:
+    outside = entries.any(axis=1)
     if outside.any():
         raise _Fail(
-            f"{int(outside.sum()):,} of {len(values):,} {name}s lie outside their space, first in row "
+            f"{int(outside.sum()):,} of {len(entries):,} {name}s lie outside their space, first in row "
             f"{int(np.argmax(outside))}"
         )
 
@@ -278,7 +277,7 @@ def _replay(about: _About) -> str:
         for t in steps.tolist():
             k = int(data.episode_index[t])
             if how.info and k not in infos:
-                infos[k] = minari_store.infos_of(data.id, k) if about.metadata else {}
+                infos[k] = infos_of(data.id, k) if about.metadata else {}
                 if how.info not in infos[k]:
                     raise _Skip(f"not possible because the data has no infos['{how.info}'] and {spec.id} hides it")
             row = int(data.rows[t])

@@ -10,7 +10,9 @@ from dataset_toys import ACTIONS, SPACES, store, tagged_buffers, toy
 from gymnasium import spaces
 
 from hoard import datasets
-from hoard.datasets import DatasetError, card, discrete, minari_store
+from hoard.datasets import DatasetError, discrete
+from hoard.datasets.inspect import card
+from hoard.datasets.minari.metadata import metadata_of
 
 
 def actions_at(*values):
@@ -121,7 +123,7 @@ def test_text_parts_that_were_left_out_are_named():
     space = spaces.Dict({"mission": spaces.Text(3, charset="ab"), "place": spaces.Discrete(2)})
     obs = {"mission": ["a", "b"], "place": np.array([0, 1])}
     store("toys/text-v0", [dataclasses.replace(tagged_buffers([1])[0], observations=obs)], space)
-    metadata = minari_store.metadata_of("toys/text-v0")
+    metadata = metadata_of("toys/text-v0")
     content = card.describe(datasets.load("toys/text-v0"), metadata)
     assert content["observation"]["left_out"] == ["mission"]
     assert "{mission: Text, place: Discrete(2)}; left out: mission" in card.as_text(content)
@@ -165,6 +167,6 @@ def test_a_figure_leaves_global_settings_alone():
 
 def test_an_unknown_environment_and_algorithm_are_said_to_be_unknown():
     store("toys/plain-v0", tagged_buffers([2, 3]), SPACES["float64"], ACTIONS)
-    text = card.as_text(card.describe(datasets.load("toys/plain-v0"), minari_store.metadata_of("toys/plain-v0")))
+    text = card.as_text(card.describe(datasets.load("toys/plain-v0"), metadata_of("toys/plain-v0")))
     assert "no known environment" in text
     assert "no reference returns, hence no score" in text

@@ -10,12 +10,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import train_locomotion_policies as locomotion_training
 from gymnasium.envs.registration import EnvSpec
 
 from hoard import datasets
-from hoard.datasets import DatasetError, check, d4rl_table, minari_store, recipes
-from hoard.datasets.in_memory import dataset_of
-from hoard.datasets.recipes import locomotion, locomotion_policies, locomotion_training
+from hoard.datasets import DatasetError, recipes
+from hoard.datasets.d4rl import table as d4rl_table
+from hoard.datasets.inspect import check
+from hoard.datasets.minari import reader, writer
+from hoard.datasets.minari.metadata import infos_of, metadata_of
+from hoard.datasets.recipes import locomotion, locomotion_policies
+from hoard.datasets.recipes.catalogue import ROBOT_STEPS
+from hoard.datasets.recipes.in_memory import dataset_of
 from hoard.datasets.recipes.locomotion_policies import TASKS, Actor, Stage, load_ladder, save_actors
 from hoard.envs import flatten_space, make_env
 
@@ -110,7 +116,7 @@ def test_actions_answer_the_observation_beside_them(record, weights):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("level", locomotion.DEFAULT_STEPS)
+@pytest.mark.parametrize("level", ROBOT_STEPS)
 def test_episodes_are_whole(record, task, level):
     recording = record(task, level)
     for number, episode in enumerate(recording.episodes):
@@ -249,10 +255,10 @@ def test_the_description_gives_the_scores_of_the_parts(record):
 
 def test_stored_and_read_it_is_the_same_and_every_check_passes(record, root_of_its_own):
     recording = record("walker2d", "medium-replay", 3000)
-    minari_store.write("test/walker2d-v0", recording)
-    stored = minari_store.read("test/walker2d-v0")
+    writer.write("test/walker2d-v0", recording)
+    stored = reader.read("test/walker2d-v0")
     assert stored.content_hash == dataset_of("test/walker2d-v0", recording).content_hash
-    metadata = minari_store.metadata_of("test/walker2d-v0")
+    metadata = metadata_of("test/walker2d-v0")
     assert metadata["ref_max_score"] == d4rl_table.ENTRIES["walker2d-medium-v2"].ref_max
     assert "num_episodes_average_score" not in metadata  # nobody here has measured them
     findings = {finding.name: finding for finding in check.check("test/walker2d-v0")}
@@ -271,7 +277,7 @@ def root_of_its_own(tmp_path, monkeypatch):
 def test_ids(monkeypatch):
     seen = []
     monkeypatch.setattr(locomotion, "record", lambda *args: seen.append(args))
-    ids = [f"hoard/{task}/{level}-v0" for task in TASKS for level in locomotion.DEFAULT_STEPS]
+    ids = [f"hoard/{task}/{level}-v0" for task in TASKS for level in ROBOT_STEPS]
     assert len(ids) == 12
     assert set(ids) <= set(recipes.known_ids())
     for dataset_id in (*ids, "hoard/hopper/medium-replay-1000k-v0", "hoard/walker2d/random-5k-v0"):
@@ -424,7 +430,7 @@ def test_a_small_training_from_start_to_dataset(tmp_path, capsys):
 
 
 def test_the_training_command_refuses_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "hoard.datasets.recipes.locomotion_training", "choose", "hopper"]
+    command = [sys.executable, locomotion_training.__file__, "choose", "hopper"]
     done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr == f"error: {tmp_path} holds no training.json; run `train` first\n"
@@ -490,7 +496,7 @@ def test_a_full_set_has_the_returns_on_record_and_passes_every_check(task, root_
     assert failed == []
     ladder = load_ladder(task)
     for rung in range(ladder.medium + 1):
-        episodes = [k for k in range(data.num_episodes) if minari_store.infos_of(dataset_id, k)["rung"][0] == rung]
+        episodes = [k for k in range(data.num_episodes) if infos_of(dataset_id, k)["rung"][0] == rung]
         returns, recorded = data.returns[episodes], ladder.about["rungs"][rung]
         error = np.hypot(returns.std(ddof=1) / np.sqrt(len(returns)), recorded["standard_error"])
         assert abs(returns.mean() - recorded["return"]) < 5 * error

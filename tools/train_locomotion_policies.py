@@ -1,7 +1,7 @@
 """How the policies of `hoard.datasets.recipes.locomotion_policies` were made: SAC by stable-baselines3, on one core.
 
-    python -m hoard.datasets.recipes.locomotion_training train hopper --steps 300000 --out runs/hopper   # 16 minutes
-    python -m hoard.datasets.recipes.locomotion_training choose hopper --out runs/hopper                 # 2 minutes
+    python tools/train_locomotion_policies.py train hopper --steps 300000 --out runs/hopper   # 16 minutes
+    python tools/train_locomotion_policies.py choose hopper --out runs/hopper                 # 2 minutes
 
 What ships came from these commands; halfcheetah had 300,000 steps as well (18 minutes), walker2d 400,000 (23 minutes).
 
@@ -248,7 +248,7 @@ def choose(config: Choose) -> None:
     about = {
         "env_id": TASKS[config.task].env_id,
         "sha256": digest,
-        "made_by": "hoard.datasets.recipes.locomotion_training",
+        "made_by": "tools/train_locomotion_policies.py",
         "training": training,
         "choice": {
             "medium_share": config.medium_share,

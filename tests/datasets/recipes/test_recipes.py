@@ -198,10 +198,8 @@ def test_unknown_ids_name_the_nearest(bad):
 
 def test_the_length_is_read_from_the_id(monkeypatch):
     seen = []
-    for family in ("pointmaze", "maze2d"):
-        monkeypatch.setitem(
-            recipes._WALKS, family, lambda maze, steps, progress, f=family: seen.append((f, maze, steps))
-        )
+    for family, module in (("pointmaze", pointmaze), ("maze2d", maze2d)):
+        monkeypatch.setattr(module, "record", lambda maze, steps, progress, f=family: seen.append((f, maze, steps)))
     for dataset_id in ("pointmaze/umaze-v0", "pointmaze/medium-v0", "maze2d/umaze-1000k-v0", "maze2d/medium-7k-v0"):
         recipes.generate(f"hoard/{dataset_id}")
     assert seen == [

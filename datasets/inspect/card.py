@@ -38,7 +38,7 @@ def describe(
 ) -> dict[str, Any]:
     """The card of a dataset: plain numbers, strings, lists and dicts, ready for JSON; unknown values are None.
 
-    `metadata` is what `minari_store.metadata_of` gives for a Minari set, `reference` the dataset whose coverage SACo
+    `metadata` is what `hoard.datasets.metadata_of` gives for a Minari set, `reference` the dataset whose coverage SACo
     refers to. Raises DatasetError where the two do not have the same columns or `bins` is not in 1..255.
     """
     if not 1 <= bins <= 255:
@@ -73,6 +73,7 @@ def describe(
             "both": int(both.sum()),
             "neither": int((~data.terminated[last] & ~data.truncated[last]).sum()),
         },
+        "notes": list(data.notes),
         "references": {"random": data.ref_min, "expert": data.ref_max},
         "trajectory_quality": quality,
         "coverage": _coverage(data, reference, bins),
@@ -101,6 +102,8 @@ def as_text(card: dict[str, Any]) -> str:
         "sha256": card["sha256"],
         "read from": card["source"],
     }
+    if card["notes"]:
+        lines["notes"] = "; ".join(card["notes"])
     text = [card["id"], *(f"  {name:12} {value}" for name, value in lines.items())]
     for name, unit in (("returns", "episodes by return"), ("lengths", "episodes by length")):
         text += ["", f"  {unit}", *_bars(card[name]["histogram"])]

@@ -5,24 +5,19 @@ While it is coming the file is called NAME.hdf5.part; another process that wants
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import http.client
 import os
 import re
 import urllib.error
 import urllib.request
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import h5py
-
-from hoard.datasets import d4rl_table
-from hoard.datasets.d4rl_table import Entry
+from hoard.datasets.d4rl import table
+from hoard.datasets.d4rl.table import Entry
+from hoard.datasets.d4rl.verify import remember, why_wrong
 from hoard.datasets.dataset import DatasetError
-
-Progress = Callable[[int, int], None]
+from hoard.datasets.source import Progress
+from hoard.records.locks import hold_file
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60.0  # seconds without a byte
@@ -34,7 +29,7 @@ class _Broken(Exception):
 
 
 def url_of(entry: Entry) -> str:
-    return d4rl_table.BASE_URL + entry.path
+    return table.BASE_URL + entry.path
 
 
 def download(dataset_id: str, entry: Entry, folder: Path, progress: Progress | None = None) -> Path:
@@ -51,8 +46,7 @@ def download(dataset_id: str, entry: Entry, folder: Path, progress: Progress | N
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{entry.file_name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with hold_file(folder / f"{entry.file_name}.lock"):
             if path.is_file():  # by another process, meanwhile
                 return path
             try:
@@ -60,7 +54,7 @@ def download(dataset_id: str, entry: Entry, folder: Path, progress: Progress | N
             except _Broken as error:
                 kept = f"{part.stat().st_size:,} bytes are kept and will be resumed, or " if part.is_file() else ""
                 raise fail(f"cannot download it ({error})", kept) from error
-            if why := _wrong(entry, part):
+            if why := why_wrong(entry, part):
                 rejected = part.with_suffix(".rejected")
                 os.replace(part, rejected)
                 raise fail(f"what {url_of(entry)} gave {why}; it was put aside as {rejected.name}")
@@ -122,70 +116,3 @@ def _transfer(url: str, part: Path, size: int, progress: Progress) -> None:
             os.fsync(file.fileno())
         if total and have < total:
             raise http.client.IncompleteRead(b"", total - have)
-
-
-def _wrong(entry: Entry, path: Path) -> str:
-    """Why the file at `path` is not the published one, or ''. An uncertain hash is only warned of."""
-    size = path.stat().st_size
-    if entry.size and size != entry.size and entry.hash_is_certain:
-        return f"has {size:,} bytes instead of {entry.size:,}"
-    if not h5py.is_hdf5(path):
-        return "is no HDF5 file"
-    if entry.sha256 and (found := sha256_of(path)) != entry.sha256:
-        if entry.hash_is_certain:
-            return f"has SHA-256 {found} instead of {entry.sha256}"
-        warnings.warn(f"{entry.file_name} has SHA-256 {found}, a secondary source says {entry.sha256}", stacklevel=4)
-    return ""
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# --- files that are already there ---
-
-
-def verify(dataset_id: str, entry: Entry, path: Path, stamped: bool) -> None:
-    """Raise DatasetError unless `path` is the published file, as far as its size and hash are known.
-
-    With `stamped` the hash is computed once; a small file beside it remembers size, time and result.
-    """
-    if not entry.sha256 or (stamped and _stamp(path).is_file() and _read(_stamp(path)) == _stamp_text(path, entry)):
-        return
-    if why := _wrong(entry, path):
-        if why == "is no HDF5 file" and not entry.hash_is_certain:
-            return  # the reader says it better
-        raise DatasetError(
-            f"{dataset_id}: {path} {why}: it is not D4RL's {entry.file_name} (damaged, or still being copied?). Move "
-            f"it away to fetch it again; a file of your own is read as d4rl:PATH.hdf5+as={entry.name}"
-        )
-    if stamped and entry.hash_is_certain:
-        remember(path, entry, path)
-
-
-def remember(checked: Path, entry: Entry, path: Path) -> None:
-    """Note beside `path` that the file, now at `checked`, has been hashed. A folder that is read-only is left alone."""
-    stamp = _stamp(path)
-    try:
-        scratch = stamp.with_name(f"{stamp.name}.{os.getpid()}")
-        scratch.write_text(_stamp_text(checked, entry))
-        os.replace(scratch, stamp)
-    except OSError:
-        return
-
-
-def _stamp(path: Path) -> Path:
-    return path.with_name(f".{path.name}.verified")
-
-
-def _stamp_text(path: Path, entry: Entry) -> str:
-    status = path.stat()
-    return f"{entry.sha256} {status.st_size} {status.st_mtime_ns}\n"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -11,8 +11,11 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
 from hoard import datasets
-from hoard.datasets import DatasetError, discrete, minari_store
-from hoard.datasets.check import COPIES, check, inspect
+from hoard.datasets import DatasetError, discrete
+from hoard.datasets.inspect.check import COPIES, check, inspect
+from hoard.datasets.minari import writer
+from hoard.datasets.minari.metadata import metadata_of
+from hoard.datasets.minari.store import path_of
 from hoard.datasets.recipes import maze2d, pendulum, pointmaze, stitch
 
 NAMES = [
@@ -40,8 +43,8 @@ def recording():
 
 def damaged(change, recording):
     """A stored pendulum set after `change(file)`, checked."""
-    minari_store.write("toys/pendulum-v0", recording)
-    with h5py.File(minari_store.path_of("toys/pendulum-v0") / "data" / "main_data.hdf5", "a") as file:
+    writer.write("toys/pendulum-v0", recording)
+    with h5py.File(path_of("toys/pendulum-v0") / "data" / "main_data.hdf5", "a") as file:
         change(file)
     return {finding.name: finding for finding in check("toys/pendulum-v0")}
 
@@ -50,7 +53,7 @@ def damaged(change, recording):
 
 
 def test_a_recipe_passes_everything(recording):
-    minari_store.write("toys/pendulum-v0", recording)
+    writer.write("toys/pendulum-v0", recording)
     findings = check("toys/pendulum-v0")
     assert [finding.name for finding in findings] == ["readable", *NAMES]
     assert set(answers(findings).values()) == {"ok"}
@@ -67,7 +70,7 @@ def test_a_recipe_passes_everything(recording):
     ids=["pointmaze", "maze2d", "stitch"],
 )
 def test_mazes_are_replayed_exactly(make, env_id):
-    minari_store.write("toys/maze-v0", make())
+    writer.write("toys/maze-v0", make())
     findings = {finding.name: finding for finding in check("toys/maze-v0", sample=100)}
     assert findings["replay"].text.startswith(f"100 of 100 steps replayed in {env_id}")
     assert [name for name, finding in findings.items() if finding.status != "ok"] == []
@@ -149,12 +152,12 @@ def test_an_episode_put_in_many_times(recording):
     episodes = [
         dataclasses.replace(recording.episodes[0], id=k) if k < copies else recording.episodes[k] for k in range(10)
     ]
-    minari_store.write("toys/copies-v0", dataclasses.replace(recording, episodes=episodes))
+    writer.write("toys/copies-v0", dataclasses.replace(recording, episodes=episodes))
     found = {finding.name: finding for finding in check("toys/copies-v0")}
     assert failed(found.values()) == ["duplicates"]
     assert f"{copies - 1} of 10 episodes" in found["duplicates"].text
     few = [dataclasses.replace(recording.episodes[0], id=k) if k < 2 else recording.episodes[k] for k in range(10)]
-    minari_store.write("toys/few-v0", dataclasses.replace(recording, episodes=few))
+    writer.write("toys/few-v0", dataclasses.replace(recording, episodes=few))
     found = {finding.name: finding for finding in check("toys/few-v0")}
     assert found["duplicates"].status == "ok"
     assert found["duplicates"].text.startswith("1 of 10 episodes and 200 of 2,000 steps")
@@ -170,7 +173,7 @@ def test_two_episodes_merged_into_one(recording):
         np.arange(400) == 399, {},
     )  # fmt: skip
     rest = [dataclasses.replace(episode, id=k + 1) for k, episode in enumerate(rest)]
-    minari_store.write("toys/merged-v0", dataclasses.replace(recording, episodes=[merged, *rest]))
+    writer.write("toys/merged-v0", dataclasses.replace(recording, episodes=[merged, *rest]))
     found = {finding.name: finding for finding in check("toys/merged-v0")}
     assert found["time limit"].status == "failed"
     assert "1 episodes are longer than the 200 steps of Pendulum-v1 that cut 8 others" in found["time limit"].text
@@ -178,7 +181,7 @@ def test_two_episodes_merged_into_one(recording):
 
 def test_long_demonstrations_are_no_damage():
     store("toys/human-v0", tagged_buffers([250, 220]), env_spec=gym.spec("Pendulum-v1").to_json())
-    finding = asked("time limit", datasets.load("toys/human-v0"), minari_store.metadata_of("toys/human-v0"))
+    finding = asked("time limit", datasets.load("toys/human-v0"), metadata_of("toys/human-v0"))
     assert finding.status == "ok"
     assert "were not applied: 2 episodes are longer" in finding.text
 
@@ -264,7 +267,7 @@ def test_what_cannot_be_asked_is_skipped_with_a_reason(fields, name, why):
 def test_a_hidden_goal_that_was_not_recorded():
     recording = stitch.record(trajectories=1, reference_episodes=1)
     bare = [dataclasses.replace(episode, infos={}) for episode in recording.episodes]
-    minari_store.write("toys/maze-v0", dataclasses.replace(recording, episodes=bare))
+    writer.write("toys/maze-v0", dataclasses.replace(recording, episodes=bare))
     finding = next(f for f in check("toys/maze-v0") if f.name == "replay")
     assert finding.status == "skipped"
     assert "no infos['goal']" in finding.text
@@ -281,8 +284,8 @@ def test_ids():
 
 
 def test_the_sample_follows_the_seed(recording):
-    minari_store.write("toys/pendulum-v0", recording)
-    data, metadata = datasets.load("toys/pendulum-v0"), minari_store.metadata_of("toys/pendulum-v0")
+    writer.write("toys/pendulum-v0", recording)
+    data, metadata = datasets.load("toys/pendulum-v0"), metadata_of("toys/pendulum-v0")
     data.reward[::50] += 1.0
 
     def first(seed):
@@ -293,8 +296,8 @@ def test_the_sample_follows_the_seed(recording):
 
 
 def test_a_reader_that_disagrees_is_seen(recording, monkeypatch):
-    minari_store.write("toys/pendulum-v0", recording)
-    data, metadata = datasets.load("toys/pendulum-v0"), minari_store.metadata_of("toys/pendulum-v0")
+    writer.write("toys/pendulum-v0", recording)
+    data, metadata = datasets.load("toys/pendulum-v0"), metadata_of("toys/pendulum-v0")
     data.reward[:] += 1e-3
     finding = asked("second reader", data, metadata)
     assert finding.status == "failed"
@@ -303,7 +306,7 @@ def test_a_reader_that_disagrees_is_seen(recording, monkeypatch):
 
 def test_metadata_without_an_environment():
     store("toys/plain-v0", tagged_buffers([2, 3]), actions=ACTIONS)
-    folder = minari_store.path_of("toys/plain-v0") / "data"
+    folder = path_of("toys/plain-v0") / "data"
     edit_metadata(folder, env_spec=None)
     findings = check("toys/plain-v0")
     assert failed(findings) == []

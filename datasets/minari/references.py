@@ -1,13 +1,13 @@
 """Reference returns for Minari's ``mujoco/*`` sets, which come from the hub without any.
 
 Random: measured here, the mean undiscounted return of 100 episodes, reset(seed=0..99), actions from
-``action_space.sample()`` after ``action_space.seed(0)``. ``python -m hoard.datasets.references`` measures them again
-(under a minute); the numbers below come from gymnasium 1.4.0 and mujoco 4.0.0.
+``action_space.sample()`` after ``action_space.seed(0)``. ``python -m hoard.datasets.minari.references`` measures them
+again (under a minute); the numbers below come from gymnasium 1.4.0 and mujoco 4.0.0. What others report: `PUBLISHED`.
 
-Expert: only where a source can be named, and the source is part of the entry. Where there is none the dataset has no
-score, and its returns are reported raw; a made-up scale would look like one that can be compared.
-The returns of ``mujoco/*/expert-v0`` itself are no such source: nobody has published them, and taking them from the
-disk would make a score depend on which files happen to lie there.
+Expert: only where a source can be named, and the source is part of the entry: D4RL's reference where the environment is
+the same as far as scores go, so that scores compare with published ones; else the mean return of ``mujoco/*/expert-v0``
+as published in `PUBLISHED`. Where there is neither, the dataset has no score and its returns are reported raw.
+Numbers are never taken from files on this disk: a score would then depend on which of them happen to be there.
 """
 
 from __future__ import annotations
@@ -25,6 +25,23 @@ _D4RL = (
     "-v5 has not been measured, so this is D4RL's scale and not the level of mujoco/*/expert-v0"
 )
 
+# (random, expert) as listed publicly for Minari's sets: mean returns of a random policy and of the episodes in
+# mujoco/*/expert-v0. The experts of Hopper (1,086 episodes), HalfCheetah and Walker2d (1,000 each) were checked against
+# a second public script that prints the same numbers; the others have the one source.
+PUBLISHED = {
+    "Ant-v5": (-64.548, 6672.696),
+    "HalfCheetah-v5": (-294.665, 16242.925),
+    "Hopper-v5": (16.856, 3857.804),
+    "Humanoid-v5": (115.373, 8602.850),
+    "InvertedDoublePendulum-v5": (45.858, 9353.377),
+    "InvertedPendulum-v5": (5.196, 1000.0),
+    "Pusher-v5": (-152.194, -24.835),
+    "Reacher-v5": (-43.381, -4.344),
+    "Swimmer-v5": (1.739, 355.445),
+    "Walker2d-v5": (1.482, 6847.793),
+}
+_EXPERT_SET = "expert: mean return of the episodes in mujoco/{}/expert-v0, as published"
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -37,21 +54,33 @@ class Reference:
 
 
 MUJOCO = {
-    "Ant-v5": Reference(-48.048, 8.343, None, "no expert: D4RL's value is for another observation and contact cost"),
+    "Ant-v5": Reference(
+        -48.048,
+        8.343,
+        PUBLISHED["Ant-v5"][1],
+        _EXPERT_SET.format("ant") + "; D4RL's value is for another observation and contact cost",
+    ),
     "HalfCheetah-v5": Reference(-282.487, 7.263, 12135.0, _D4RL.format("halfcheetah") + " (v4 and v5 are identical)"),
     "Hopper-v5": Reference(
         16.669, 1.769, 3234.3, _D4RL.format("hopper") + " (v4 pays 1.0 more than v5 per failed episode)"
     ),
-    "Humanoid-v5": Reference(112.599, 3.649, None, "no expert: no source"),
+    "Humanoid-v5": Reference(112.599, 3.649, PUBLISHED["Humanoid-v5"][1], _EXPERT_SET.format("humanoid")),
     "HumanoidStandup-v5": Reference(33320.177, 205.576, None, "no expert: no source"),
-    "InvertedDoublePendulum-v5": Reference(49.090, 1.798, None, "no expert: no source"),
+    "InvertedDoublePendulum-v5": Reference(
+        49.090, 1.798, PUBLISHED["InvertedDoublePendulum-v5"][1], _EXPERT_SET.format("inverteddoublependulum")
+    ),
     "InvertedPendulum-v5": Reference(
         5.230, 0.370, 1000.0, "expert: the most that can be had, reward 1 at each of the 1000 steps of an episode"
     ),
-    "Pusher-v5": Reference(-149.223, 0.656, None, "no expert: no source"),
-    "Reacher-v5": Reference(-43.292, 0.387, None, "no expert: no source"),
-    "Swimmer-v5": Reference(0.803, 0.930, None, "no expert: no source"),
-    "Walker2d-v5": Reference(1.770, 0.778, None, "no expert: D4RL's value is for other foot friction (v2 to v4)"),
+    "Pusher-v5": Reference(-149.223, 0.656, PUBLISHED["Pusher-v5"][1], _EXPERT_SET.format("pusher")),
+    "Reacher-v5": Reference(-43.292, 0.387, PUBLISHED["Reacher-v5"][1], _EXPERT_SET.format("reacher")),
+    "Swimmer-v5": Reference(0.803, 0.930, PUBLISHED["Swimmer-v5"][1], _EXPERT_SET.format("swimmer")),
+    "Walker2d-v5": Reference(
+        1.770,
+        0.778,
+        PUBLISHED["Walker2d-v5"][1],
+        _EXPERT_SET.format("walker2d") + "; D4RL's value is for other foot friction (v2 to v4)",
+    ),
 }
 
 

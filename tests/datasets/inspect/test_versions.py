@@ -10,22 +10,23 @@ from minari.data_collector import EpisodeBuffer
 
 import hoard.envs  # noqa: F401
 from hoard import datasets
-from hoard.datasets import DatasetError, minari_store
-from hoard.datasets import versions as table
+from hoard.datasets import DatasetError
+from hoard.datasets.inspect import versions as table
+from hoard.datasets.minari import writer
 from hoard.datasets.recipes import Recording
-from hoard.envs import versions
+from hoard.envs import mujoco_recording, mujoco_versions
 
 AS = "+as=hopper-random-v2"
 
 
 @pytest.fixture(scope="module")
 def steps():
-    return versions.record("Hopper-v4", 300, seed=0)
+    return mujoco_recording.record("Hopper-v4", 300, seed=0)
 
 
 @pytest.fixture
 def file(steps, tmp_path):
-    versions.write(steps, str(tmp_path / "hopper.hdf5"))
+    mujoco_recording.write(steps, str(tmp_path / "hopper.hdf5"))
     return tmp_path / "hopper.hdf5"
 
 
@@ -37,7 +38,7 @@ def v4(comparison):
 
 def test_random_steps_of_an_environment():
     comparison = table.compare("Hopper-v4", 150)
-    assert [replay["world"] for replay in comparison["replays"]] == list(versions.WORLDS)
+    assert [replay["world"] for replay in comparison["replays"]] == list(mujoco_versions.WORLDS)
     assert v4(comparison)["steps"] == 150
     assert v4(comparison)["obs"]["max"] < 1e-9
     assert set(comparison) == {"id", "gymnasium", "mujoco", "replays"}
@@ -54,11 +55,11 @@ def test_a_d4rl_file(file, steps, full):
 
 
 def test_a_d4rl_file_in_single_precision(steps, tmp_path):
-    versions.write(steps, str(tmp_path / "single.hdf5"), single=True)
+    mujoco_recording.write(steps, str(tmp_path / "single.hdf5"), single=True)
     replay = v4(table.compare(f"d4rl:{tmp_path}/single.hdf5{AS}", 1000))
     assert 1e-9 < replay["obs"]["max"] < 1e-4
     with pytest.raises(FileExistsError):
-        versions.write(steps, str(tmp_path / "single.hdf5"))
+        mujoco_recording.write(steps, str(tmp_path / "single.hdf5"))
 
 
 def test_the_row_after_a_terminal_one_is_not_its_next_observation(file, steps):
@@ -75,7 +76,7 @@ def test_the_row_after_a_terminal_one_is_not_its_next_observation(file, steps):
 def store(steps, infos, dataset_id="test/hopper-v0"):
     """The steps as a Minari set, with or without the simulator's states."""
     spec = gym.spec("Hopper-v4")
-    env = versions.make("Hopper", "v4")
+    env = mujoco_versions.make("Hopper", "v4")
     starts = np.append(np.flatnonzero(steps.first), len(steps))
     episodes = []
     for k, (a, b) in enumerate(pairwise(starts)):
@@ -89,7 +90,7 @@ def store(steps, infos, dataset_id="test/hopper-v0"):
             )
         )
     space, actions = env.observation_space, env.action_space
-    minari_store.write(dataset_id, Recording(episodes, space, actions, spec, spec, 0.0, 1.0, "random", "random steps"))
+    writer.write(dataset_id, Recording(episodes, space, actions, spec, spec, 0.0, 1.0, "random", "random steps"))
     return dataset_id
 
 
@@ -124,7 +125,7 @@ def test_other_data_is_refused(file):
 def test_the_table(file):
     comparisons = [table.compare("HalfCheetah-v4", 20), table.compare(f"d4rl:{file}{AS}", 100)]
     head, line, *rows = table.as_markdown(comparisons).splitlines()
-    assert len(rows) == 2 * len(versions.WORLDS)
+    assert len(rows) == 2 * len(mujoco_versions.WORLDS)
     assert {row.count("|") for row in (head, line, *rows)} == {14}
     assert rows[0].startswith("| `HalfCheetah-v4` | v4 | 20 | 0 | 0.0e+00 |")
     assert rows[0].endswith("| none fails |")
