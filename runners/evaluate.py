@@ -62,7 +62,7 @@ Policy = Actor | Act
 
 def uses_history(policy: Policy) -> bool:
     """Whether a policy looks at more than the present observation."""
-    act = getattr(policy, "act", policy)
+    act: Any = getattr(policy, "act", policy)
     return len(inspect.signature(act).parameters) > 1
 
 

@@ -28,6 +28,11 @@ TOLERANCE = 1e-5  # of an action, relative to the range of its dimension
 class _Exported(nn.Module):
     """The policy as a function of tensors alone."""
 
+    low: Tensor
+    high: Tensor
+    center: Tensor
+    half_range: Tensor
+
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.actor = policy.actor
@@ -66,7 +71,9 @@ def export(policy: Policy, path: Path, kind: Literal["torchscript", "onnx"], epi
 
     def write(scratch: Path) -> None:
         nonlocal gap
-        run = _torchscript(module, example, scratch) if kind == "torchscript" else _onnx(policy, module, example, scratch)
+        run = (
+            _torchscript(module, example, scratch) if kind == "torchscript" else _onnx(policy, module, example, scratch)
+        )
         answer = run(tuple(inputs[name] for name in _names(policy)))
         reach = np.maximum(policy.task.high - policy.task.low, 1e-6)
         gap = float(np.abs((answer - inputs["action"].numpy()) / reach).max())
@@ -110,7 +117,9 @@ def _asked(policy: Policy, episodes: int, seed: int) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in kept.items()}
 
 
-def _torchscript(module: nn.Module, example: tuple[Tensor, ...], path: Path) -> Callable[[tuple[Tensor, ...]], np.ndarray]:
+def _torchscript(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path
+) -> Callable[[tuple[Tensor, ...]], np.ndarray]:
     torch.jit.save(torch.jit.trace(module, example, check_trace=False), path)
     loaded = torch.jit.load(path)
     return lambda inputs: loaded(*inputs).detach().numpy()

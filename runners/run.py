@@ -115,7 +115,9 @@ class Run:
         if self._registered:
             raise RuntimeError("register everything in one call")
         for name, thing in objects.items():
-            parts = {f"{name}.{key}": part for key, part in thing.items()} if isinstance(thing, Mapping) else {name: thing}
+            parts = (
+                {f"{name}.{key}": part for key, part in thing.items()} if isinstance(thing, Mapping) else {name: thing}
+            )
             self._registered |= parts
         if (state := self._resumed) is None:
             return
