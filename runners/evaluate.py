@@ -133,7 +133,7 @@ class Evaluator:
             np.allclose(task.low, theirs.low) and np.allclose(task.high, theirs.high)
         ):
             raise DatasetError(
-                f"{task.dataset}: its actions, from {task.low} to {task.high}, do not fit {theirs} of environment {name}"
+                f"{task.dataset}: actions from {task.low} to {task.high} do not fit {theirs} of environment {name}"
             )
 
     @torch.no_grad()

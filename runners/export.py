@@ -2,7 +2,7 @@
 
 The exported function maps `obs` (n, obs_dim) float32, as the environment gives them, to actions (n, action_dim) in the
 environment's units, clipped. A policy that asks for a return also takes `return_so_far` (n,), the undiscounted return
-since the reset. Before the file is kept, it is asked for every action of whole episodes, and must agree with the policy.
+since the reset. The file is kept only if it gives every action of whole episodes as the policy does.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def export(policy: Policy, path: Path, kind: Literal["torchscript", "onnx"], epi
         gap = float(np.abs((answer - inputs["action"].numpy()) / reach).max())
         if not gap <= TOLERANCE:
             raise BadInput(
-                f"this policy cannot be exported: from {' and '.join(_names(policy))} alone its actions would differ by "
-                f"up to {gap:.2g} of their range; it looks further back, counts steps, or draws its actions"
+                f"this policy cannot be exported: from {' and '.join(_names(policy))} alone its actions would differ "
+                f"by up to {gap:.2g} of their range; it looks further back, counts steps, or draws its actions"
             )
 
     with warnings.catch_warnings():

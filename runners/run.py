@@ -235,7 +235,7 @@ class Run:
     def evaluate(self, policy: Policy, variant: str = "") -> list[dict[str, Any]]:
         """Roll out and record episodes: `eval_episodes`, or `final_eval_episodes` after the last update.
 
-        `policy` is a module with `act(obs)` or `act(obs, history)`, or a function of both; see `hoard.runners.evaluate`.
+        `policy` is a module with `act(obs)` or `act(obs, history)`, or a function of both (`hoard.runners.evaluate`).
         `variant` "" is the headline policy, which is kept after the last evaluation; any other name marks a further
         policy of the same run. Episode seeds depend on run seed, update (online: environment step) and episode alone;
         no training randomness is used.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if any(row["success"] is not None for row in rows):
         columns.append(("success", [float(bool(row["success"])) for row in rows]))
     for name, values in columns:
-        spread = (sum((v - sum(values) / len(values)) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
-        print(
-            f"{name:8} mean {sum(values) / len(values):9.2f}   std {spread:8.2f}   {min(values):9.2f} to {max(values):.2f}"
-        )
+        mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"{name:8} mean {mean:9.2f}   std {spread:8.2f}   {min(values):9.2f} to {max(values):.2f}")
     return 0
 
 
