@@ -156,7 +156,7 @@ def online_table(results: Results, metric: str = "score", level: float = stats.L
     return tables.Table(frame, _display(frame, level), tuple(_notes(frame, cut, level)), SPARE)
 
 
-SPARE = ("25 %", "own end", "50 %", "regret")
+SPARE = ("25 %", "own end", "50 %", "regret", "first")  # as in `tables`
 
 
 def _row(

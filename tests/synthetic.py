@@ -10,6 +10,7 @@ import pytest
 
 from hoard.records.schema import EPISODE_SCHEMA
 
+
 class Sweep:
     """Builds `results/<suite>/cells.json` and the run folders, a cell at a time."""
 

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from synthetic import Sweep
 
 from hoard.analysis import plots, results, stats, tables
 
@@ -86,6 +87,31 @@ def test_more_methods_than_colours_differ_in_style(sweep):
         sweep.cell(f"method_{number}", DATASET, 0)
     styles = plots.method_styles(results.load(sweep.write()))
     assert len({tuple(style.values()) for style in styles.values()}) == 12
+
+
+def test_methods_differ_without_colour(sweep):
+    for number in range(12):
+        sweep.cell(f"method_{number}", DATASET, 0, curve=[1.0, 2.0])
+    loaded = results.load(sweep.write())
+    looks = [(style["marker"], style["linestyle"]) for style in plots.method_styles(loaded).values()]
+    assert len(set(looks)) == 12
+    drawn = plots.curves(loaded).axes[0].get_lines()[:12]
+    assert [(line.get_marker(), line.get_linestyle()) for line in drawn] == looks
+
+
+def test_an_algorithm_has_one_colour_everywhere(sweep, tmp_path):
+    """Whatever else a suite compares, and in whatever order."""
+    one, other = Sweep(tmp_path / "one"), Sweep(tmp_path / "other")
+    for number, method in enumerate(("iql", "bc", "hnpg", "my_own")):
+        one.cell(method, DATASET, 0)
+        other.cell(("my_own", "hnpg", "iql_corl", "bc10")[number], DATASET, 0)
+    styles = plots.method_styles(results.load(one.write()))
+    others = plots.method_styles(results.load(other.write()))
+    for method, twin in (("iql", "iql_corl"), ("bc", "bc10"), ("hnpg", "hnpg"), ("my_own", "my_own")):
+        assert styles[method]["color"] == others[twin]["color"]
+    # A method whose name says nothing has the colour of its algorithm file.
+    assert plots.color_of("dm_coarse", "decision_mamba") == plots.color_of("decision_mamba", "decision_mamba")
+    assert plots.color_of("bc", "rcsl") != plots.color_of("rcsl", "rcsl")
 
 
 def test_comparison_shows_every_seed_and_the_tables_numbers(quick):
