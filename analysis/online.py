@@ -166,10 +166,7 @@ def _row(
     row: dict[str, float] = {}
     for name, step in [*((f"{share:g}", int(share * horizon)) for share in SHARES), ("end", int(end))]:
         values = [np.array([value_at(curve, step) for curve in curves])]
-        if measure == "success":
-            mean = stats.rate_interval(values, episodes, level=level)
-        else:
-            mean = stats.mean_interval(values, level=level)
+        mean = _mean(values, measure, episodes, level)
         row |= {f"steps_{name}": step, f"mean_{name}": mean.point, f"low_{name}": mean.low, f"high_{name}": mean.high}
     target, best = LEVELS.get(measure), BEST.get(measure)
     if target is None or best is None:
@@ -177,8 +174,15 @@ def _row(
     for name, steps in (("first", steps_to), ("stays", steps_to_stay)):
         reached = np.array([steps(curve, target) for curve in curves])
         row |= {f"{name}_at_level": float(np.median(reached)), f"{name}_reached": int(np.isfinite(reached).sum())}
-    losses = stats.mean_interval([np.array([regret(curve, best, horizon) for curve in curves])], level=level)
+    losses = _mean([np.array([regret(curve, best, horizon) for curve in curves])], measure, episodes, level)
     return row | {"level": target, "regret": losses.point, "regret_low": losses.low, "regret_high": losses.high}
+
+
+def _mean(values: list[np.ndarray], measure: str, episodes: int, level: float) -> stats.Estimate:
+    """The mean over seeds; of rates, and of their distances to one, with an interval that stays in [0, 1]."""
+    if measure == "success":
+        return stats.rate_interval(values, episodes, level=level)
+    return stats.mean_interval(values, level=level)
 
 
 def _display(frame: pd.DataFrame, level: float) -> pd.DataFrame:
@@ -205,8 +209,7 @@ def _display(frame: pd.DataFrame, level: float) -> pd.DataFrame:
 
 def _interval(row: dict[str, float], point: str, name: str, decimals: int) -> str:
     low, high = (row[f"{end}_{name}"] if name else row[f"{point}_{end}"] for end in ("low", "high"))
-    text = tables.number(row[point], decimals)
-    return text if math.isnan(low) else f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return tables.interval(row[point], low, high, decimals)
 
 
 def _notes(frame: pd.DataFrame, cut: bool, level: float) -> list[str]:

@@ -33,9 +33,9 @@ BAND_RESAMPLES = stats.MIN_RESAMPLES  # a curve has hundreds of points, each of 
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "*", "h", "p", "d", "8", "H")
 MARKED = 8  # markers along a curve
-# seaborn's "colorblind" palette, with a violet for its yellow, which is too light for a line.
+# seaborn's "colorblind" palette, with violet and dark red for its yellow and light pink, which are too light for lines.
 PALETTE = (
-    "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#5d3a9b", "#56b4e9",
+    "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#8b1a1a", "#949494", "#5d3a9b", "#56b4e9",
 )  # fmt: skip
 # Algorithms by place in the palette; where a suite compares two of one colour, marker and line style tell them apart.
 # Other algorithms get their place by their name.

@@ -23,6 +23,7 @@ from hoard.analysis.report import METRICS
 from hoard.analysis.results import Results
 
 DASH = "–"
+MOST_DECIMALS = 6
 
 
 TERMINAL = 80  # columns of the narrowest terminal in use
@@ -423,10 +424,16 @@ def _display(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_interval(frame: pd.DataFrame, point: str, low: str, high: str, decimals: list[int]) -> list[str]:
-    return [
-        number(a, n) if math.isnan(b) else f"{number(a, n)} [{number(b, n)}, {number(c, n)}]"
-        for a, b, c, n in zip(frame[point], frame[low], frame[high], decimals)
-    ]
+    return [interval(*ends, n) for *ends, n in zip(frame[point], frame[low], frame[high], decimals)]
+
+
+def interval(point: float, low: float, high: float, decimals: int) -> str:
+    """`98.3 [97.2, 99.3]`, with as many more decimals as it takes for the ends to differ: `1.00 [1.00, 1.00]` misleads."""
+    if math.isnan(low):
+        return number(point, decimals)
+    while number(low, decimals) == number(high, decimals) and decimals < MOST_DECIMALS:
+        decimals += 1
+    return f"{number(point, decimals)} [{number(low, decimals)}, {number(high, decimals)}]"
 
 
 def number(value: float, decimals: int) -> str:
@@ -443,7 +450,9 @@ def duration(seconds: float) -> str:
 
 
 def _decimals(measure: str, value: float) -> int:
-    """One decimal for scores; for returns, which may be 0.35 or 3500, about three significant digits."""
+    """One decimal for scores, three for rates; for returns, which may be 0.35 or 3500, about three significant digits."""
+    if measure == "success":
+        return 3
     if measure == "score" or math.isnan(value) or abs(value) >= 100:
         return 1
     return 2 if abs(value) >= 1 else 3

@@ -1,7 +1,9 @@
 """A synthetic results folder as the runner writes it: known scores, every status, extra policies, one raw dataset."""
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from hoard.records.schema import EPISODE_SCHEMA
+
+
+def script(path: Path) -> ModuleType:
+    """A script outside the package as a module."""
+    spec = importlib.util.spec_from_file_location(path.parent.name.replace("-", "_") + "_" + path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Sweep:

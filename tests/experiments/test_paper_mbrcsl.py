@@ -6,7 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hoard.analysis import results, rollouts
+from helpers import ROOT
+from synthetic import script
+
+from hoard.analysis import results
+
+rollouts = script(ROOT / "experiments" / "paper-mbrcsl" / "figure.py")
 
 SCHEMA = pa.schema(
     [
