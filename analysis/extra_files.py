@@ -50,8 +50,8 @@ def command(
 ) -> None:
     """The command line of `script`: write FOLDER/`name`.parquet and FOLDER/figures/`name`.png, print the summary.
 
-    FOLDER is the suite's, by default the script's own. Numbers are formatted as `number`. Ends the process with status 1
-    where `load` raises ResultsError.
+    FOLDER is the suite's, by default the script's own; numbers are formatted as `number`. Ends the process with status
+    1 where `load` raises ResultsError.
     """
     own = Path(script).resolve().parent
     parser = argparse.ArgumentParser(prog=f"python experiments/{own.name}/figure.py", description=description)

@@ -4,15 +4,16 @@ A seed's curve is the mean over the episodes of each of its evaluations, placed 
 several evaluations share a step (an offline phase at step 0) the last one stands for it. Between evaluations a seed's
 value is that of the latest one, so seeds need not be evaluated at the same steps.
 
-All methods of a dataset are compared over the same steps, from 0 to the smallest budget among them: a share of a budget,
-or a mean over it, says nothing beside that of another budget. Offline methods have no curve here: they are level lines
-in the figure and rows of the table of last scores.
+All methods of a dataset are compared over the same steps, from 0 to the smallest budget among them: a share of a
+budget, or a mean over it, says nothing beside that of another budget. Offline methods have no curve here: they are
+level lines in the figure and rows of the table of last scores.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -147,7 +148,7 @@ def online_table(results: Results, metric: str = "score", level: float = stats.L
         cut |= any(end > horizon * (1 + SLACK) for end in ends.values())
         for method, own in curves.items():
             counts = {"seeds": len(own), "planned": int(planned[dataset, method]), "horizon": horizon}
-            row = {"dataset": dataset, "method": method, "measure": measure[dataset]} | counts
+            row: dict[str, Any] = {"dataset": dataset, "method": method, "measure": measure[dataset]} | counts
             episodes = int(headline[dataset, method].groupby("seed")["episodes"].min().sum())
             out.append(row | _row(list(own.values()), measure[dataset], horizon, ends[method], episodes, level))
     if not out:
@@ -201,7 +202,9 @@ def _display(frame: pd.DataFrame, level: float) -> pd.DataFrame:
             for name in ("first", "stays"):
                 steps, seeds = row[f"{name}_at_level"], row[f"{name}_reached"]
                 text = f"{steps:,.0f}" if math.isfinite(steps) else tables.DASH
-                cells["first at level" if name == "first" else "stays at level"] = f"{text} ({seeds:.0f}/{row['seeds']})"
+                cells["first at level" if name == "first" else "stays at level"] = (
+                    f"{text} ({seeds:.0f}/{row['seeds']})"
+                )
             cells["regret"] = _interval(row, "regret", "", 2)
         shown.append(cells)
     return pd.DataFrame(shown).fillna(tables.DASH)
@@ -221,7 +224,7 @@ def _notes(frame: pd.DataFrame, cut: bool, level: float) -> list[str]:
     ]
     if cut:
         notes.append(
-            "Methods had different budgets: shares and regret are of the steps that all methods of the dataset took, the "
+            "Methods had different budgets: shares and regret are of the steps that all methods of a dataset took, the "
             "smallest budget among them. “Own end” and the steps to the level are of a method's whole run; one that "
             "stopped earlier might have got there later. Nothing is extended beyond a method's own steps."
         )

@@ -110,8 +110,8 @@ def _selection_note(loaded: Results, whole: Results) -> str:
     if len(loaded.cells) == len(whole.cells):
         return ""
     return (
-        f"Shown are the {len(loaded.cells)} cells that the suite's last call asked for, of {len(whole.cells)} that it has "
-        "results or plans for; --all shows every one."
+        f"Shown are the {len(loaded.cells)} cells that the suite's last call asked for, of {len(whole.cells)} in all; "
+        "--all shows every one."
     )
 
 
@@ -142,7 +142,9 @@ def _says_comparison(table: tables.Table) -> str:
         if len(own) > 1:
             words += f", {last['method']} the lowest, {last['mean']:.3g}, of {len(own)} methods"
         parts.append(f"On {dataset} {words}.")
-    what = "Dot plot of last scores, a panel per dataset, a row per method: interquartile mean, its interval, every seed."
+    what = (
+        "Dot plot of last scores, a panel per dataset, a row per method: interquartile mean, its interval, every seed."
+    )
     return " ".join([what, *(parts or ["No run finished."]), "The numbers are in the table above."])
 
 

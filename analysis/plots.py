@@ -73,8 +73,8 @@ def curves(results: Results, metric: str = "score", *, resamples: int = BAND_RES
         rows = math.ceil(len(handles) / (6 if len(results.datasets) > 1 else 3))  # one panel is a narrow figure
         figure.legend(handles=handles, loc="outside upper center", ncols=math.ceil(len(handles) / rows), frameon=False)
         caption = (
-            f"line: IQM over finished seeds; band: {100 * stats.LEVEL:g} % bootstrap interval ({resamples:,} resamples); "
-            "between evaluations a seed keeps the value of its latest one"
+            f"line: IQM over finished seeds; band: {100 * stats.LEVEL:g} % bootstrap interval ({resamples:,} resamples)"
+            "; between evaluations a seed keeps the value of its latest one"
         )
         if results.cells["diverged"].any():
             caption += f"; diverged seeds are not drawn: {int(results.cells['diverged'].sum())} in all"
@@ -222,7 +222,7 @@ def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 @contextmanager
 def style() -> Iterator[None]:
-    settings = {
+    settings: dict[Any, Any] = {
         "axes.grid": True,
         "axes.axisbelow": True,
         "grid.linestyle": "-",

@@ -1,8 +1,8 @@
 """The report of one suite, or of single runs: `python -m hoard.analysis.report FOLDER`.
 
-FOLDER holds `cells.json`, or is a run's own, or has runs beneath it. Written into it: `table.md`, `table.csv`, two figures
-and `report.html`, one file that opens anywhere without a network; in a suite's also `episodes.parquet`, the joined rows,
-enough to rebuild everything. Building twice writes the same content.
+FOLDER holds `cells.json`, or is a run's own, or has runs beneath it. Written into it: `table.md`, `table.csv`, two
+figures and `report.html`, one file that opens anywhere without a network; in a suite's folder also `episodes.parquet`,
+the joined rows, enough to rebuild everything. Building twice writes the same content.
 
 Where neither the results nor the code have changed since, nothing is built again: `.report.json` remembers what the
 report was made of. This module imports nothing heavy, so that such a report is there at once.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hoard.records.errors import BadInput
 from hoard.records.files import read_json, write_json
+from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, PROVENANCE, STATUS
 
 if TYPE_CHECKING:
     from hoard.analysis.results import Results
@@ -29,8 +30,8 @@ METRICS = ("score", "return", "success")
 STAMP = ".report.json"
 _HERE = Path(__file__).resolve().parent
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "scipy", "matplotlib", "jinja2")  # which could draw or count differently
-# File names of the records that the stamp covers. (`results` imports pandas, so its constants are repeated here.)
-_CELLS, _EPISODES, _RUN_FILES = "cells.json", "episodes.parquet", ("config.json", "status.json", "provenance.json")
+_CELLS = "cells.json"
+_RUN_FILES = CONFIG, STATUS, PROVENANCE, ALGORITHM
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Report:
 
     @property
     def episodes(self) -> Path:
-        return self.folder / _EPISODES
+        return self.folder / EPISODES
 
     @property
     def markdown(self) -> Path:
@@ -112,15 +113,15 @@ def _inputs(folder: Path) -> list[Any]:
     if not cells.is_file():
         top = folder / "runs" if (folder / "runs").is_dir() else folder
         runs = sorted({path.parent for path in top.rglob(_RUN_FILES[0])})
-        return [[str(run), *(_state(run / name) for name in (*_RUN_FILES, _EPISODES))] for run in runs]
+        return [[str(run), *(_state(run / name) for name in (*_RUN_FILES, EPISODES))] for run in runs]
     content = cells.read_bytes()
     try:
         runs = sorted({folder.parent / cell["run"] for cell in json.loads(content)["cells"] if cell["run"]})
     except (ValueError, KeyError, TypeError):
         runs = []  # a damaged file: building the report will say what is wrong
-    files = [run / _EPISODES for run in runs]
+    files = [run / EPISODES for run in runs]
     if not any(run.is_dir() for run in runs):
-        files.append(folder / _EPISODES)  # an archive
+        files.append(folder / EPISODES)  # an archive
     return [hashlib.sha256(content).hexdigest(), *(_state(path) for path in files)]
 
 

@@ -8,13 +8,14 @@
 - a run's own folder, or one that has runs beneath it (`results`, `results/runs/iql`): no suite is needed.
 
 Nothing is skipped: a file that cannot be read, a missing column, a repeated row or a finished cell without its last
-evaluation raises `ResultsError` with the file's name. A cell that never finished stays in `Results.cells` with its status.
+evaluation raises `ResultsError` with the file's name. A cell that never finished stays in `Results.cells`.
 """
 
 from __future__ import annotations
 
+import ast
 import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 
 from hoard.records.errors import BadInput
 from hoard.records.files import write_atomic
-from hoard.records.folder import CONFIG, EPISODES, PROVENANCE, STATUS, status_of
+from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, PROVENANCE, STATUS, status_of
 from hoard.records.schema import (
     CELL_FIELDS,
     CELL_KEY,
@@ -99,7 +100,9 @@ class Results:
             found[name] = found[name].astype(float).where(found[f"{name}_count"] == found["episodes"])
         found = found.sort_values(["cell", "update", "env_step", "variant"], kind="stable", ignore_index=True)
         own = self.cells[["method", "dataset", "seed", "status", "diverged"]].iloc[found["cell"]].reset_index(drop=True)
-        return pd.concat([own, found[["variant", "update", "env_step", "final", "episodes", *VALUES, "length"]]], axis=1)
+        return pd.concat(
+            [own, found[["variant", "update", "env_step", "final", "episodes", *VALUES, "length"]]], axis=1
+        )
 
     @property
     def _cell_of_row(self) -> np.ndarray:
@@ -134,8 +137,8 @@ def load(folder: str | Path, *, everything: bool = False) -> Results:
 def frame(folder: str | Path) -> pd.DataFrame:
     """One row per evaluation episode of all runs in `folder` (see `load`): who, where, when, and what came of it.
 
-    Columns: suite, method, algo, dataset, seed, status (of the run), variant, update, env_step, final, episode, eval_seed,
-    return, score, success, length, run.
+    Columns: suite, method, algo, dataset, seed, status (of the run), variant, update, env_step, final, episode,
+    eval_seed, return, score, success, length, run.
     """
     loaded = load(folder, everything=True)
     status = loaded.cells["status"].to_numpy()[loaded._cell_of_row]
@@ -247,32 +250,56 @@ def _entry(run: Path, root: Path) -> dict[str, Any]:
         "updates_per_second": round(update / wall, 2) if wall and update else None,
         "data_hash": (made.get("dataset") or {}).get("sha256"),
         "revisions": made.get("revisions") or [],
-        "source": made.get("algo_sha256"),
-        "folder": run.name,
+        "code": _code(run / ALGORITHM) or made.get("algo_sha256"),
+        "versions": made.get("versions"),
     }
+
+
+def _code(path: Path) -> str | None:
+    """What an algorithm file says to Python, without comments and docstrings; None if the run kept none."""
+    if not path.is_file():
+        return None
+    with _named(path):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def _method_names(entries: Sequence[dict[str, Any]]) -> list[str]:
     """The algorithm's name; where its runs differ in settings or code, numbered in the order of the folders.
 
-    Runs of one setting on one dataset and seed (another content of the dataset, say) are told apart as well.
+    Runs of one setting on one dataset and seed were made by other versions of libraries, from other data, or by other
+    shared code; they are told apart by as much of this as is known.
     """
-    kinds: dict[str, list[str]] = defaultdict(list)  # an algorithm's settings, in order
-    keys, taken = [], set()
-    for entry in entries:
-        key = json.dumps([entry["overrides"], entry["source"]], sort_keys=True, default=str)
-        place = (entry["algo"], key, entry["dataset"], entry["seed"])
-        if place in taken:
-            key += entry["folder"]
-        taken.add(place)
-        keys.append(key)
-        if key not in kinds[entry["algo"]]:
-            kinds[entry["algo"]].append(key)
-    names = []
-    for entry, key in zip(entries, keys):
-        known = kinds[entry["algo"]]
-        names.append(entry["algo"] if len(known) == 1 else f"{entry['algo']} #{known.index(key) + 1}")
-    return names
+
+    def clashes(keys: list[tuple[str, ...]]) -> set[str]:
+        counts = Counter(zip(keys, ((entry["dataset"], entry["seed"]) for entry in entries)))
+        return {key[0] for (key, _), count in counts.items() if count > 1}
+
+    keys: list[tuple[str, ...]] = [
+        (entry["algo"], _text(entry["overrides"]), _text(entry["code"])) for entry in entries
+    ]
+    if clashing := clashes(keys):
+        keys = [
+            (*key, _text(entry["versions"]), _text(entry["data_hash"])) if key[0] in clashing else key
+            for key, entry in zip(keys, entries)
+        ]
+    seen: Counter[Any] = Counter()
+    for number, (key, entry) in enumerate(zip(keys, entries)):
+        place = (key, entry["dataset"], entry["seed"])
+        seen[place] += 1
+        if seen[place] > 1:
+            keys[number] = (*key, f"again {seen[place]}")
+    known: dict[str, list[tuple[str, ...]]] = {}
+    for key in dict.fromkeys(keys):
+        known.setdefault(key[0], []).append(key)
+    return [key[0] if len(known[key[0]]) == 1 else f"{key[0]} #{known[key[0]].index(key) + 1}" for key in keys]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 # --- files ---
@@ -407,7 +434,9 @@ def _cell_of_row(table: pa.Table, cells: pd.DataFrame, path: str | Path) -> np.n
 def _numbered(table: pa.Table, rows: np.ndarray) -> pa.Table:
     names = [*_EVALUATION[1:], "episode", *VALUES, "length"]
     rates = table["success"].cast(pa.int8())  # which can be averaged
-    return table.select(names).set_column(names.index("success"), "success", rates).append_column("cell", pa.array(rows))
+    return (
+        table.select(names).set_column(names.index("success"), "success", rates).append_column("cell", pa.array(rows))
+    )
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:

@@ -114,11 +114,11 @@ def mean_interval(strata: Sequence[np.ndarray], *, level: float = LEVEL) -> Esti
 def rate_interval(strata: Sequence[np.ndarray], episodes: float, *, level: float = LEVEL) -> Estimate:
     """Mean over strata of the mean rate (0 to 1) with an interval that stays in [0, 1] and never has width zero.
 
-    Wilson's score interval with as many trials as the seeds are worth: p (1 - p) / (variance of the mean over seeds), at
-    most `episodes`, and with Student's quantile, since that variance is an estimate (Korn and Graubard 1998 do so with
-    the Clopper-Pearson interval). Where all seeds have one rate, their spread is unknown: a seed then counts as a single
-    trial, the most that any spread could be. So three seeds that always succeed give [0.37, 1]: the lower end is the
-    one-sided bound (1 - level)^(1 / seeds).
+    Wilson's score interval with as many trials as the seeds are worth: p (1 - p) / (variance of the mean over seeds),
+    at most `episodes`, and with Student's quantile, since that variance is an estimate (Korn and Graubard 1998 do so
+    with the Clopper-Pearson interval). Where all seeds have one rate, their spread is unknown: a seed then counts as a
+    single trial, the most that any spread could be. So three seeds that always succeed give [0.37, 1]: the lower end is
+    the one-sided bound (1 - level)^(1 / seeds).
     """
     strata = [np.asarray(values, dtype=np.float64) for values in strata]
     if not strata or min(len(values) for values in strata) == 0:

@@ -107,7 +107,7 @@ class Table:
 
 
 def short_names(datasets: Iterable[str]) -> dict[str, str]:
-    """Dataset ids without source and version, as far as they stay distinct: `hoard/maze2d/umaze-v0` -> `maze2d/umaze`."""
+    """Dataset ids without source and version where they stay distinct: `hoard/maze2d/umaze-v0` -> `maze2d/umaze`."""
     ids = list(dict.fromkeys(datasets))
     short = {one: re.sub(r"-v\d+$", "", re.sub(r"^(hoard/|D4RL/|d4rl:)", "", one)) for one in ids}
     names = list(short.values())
@@ -424,11 +424,11 @@ def _display(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_interval(frame: pd.DataFrame, point: str, low: str, high: str, decimals: list[int]) -> list[str]:
-    return [interval(*ends, n) for *ends, n in zip(frame[point], frame[low], frame[high], decimals)]
+    return [interval(a, b, c, n) for a, b, c, n in zip(frame[point], frame[low], frame[high], decimals)]
 
 
 def interval(point: float, low: float, high: float, decimals: int) -> str:
-    """`98.3 [97.2, 99.3]`, with as many more decimals as it takes for the ends to differ: `1.00 [1.00, 1.00]` misleads."""
+    """`98.3 [97.2, 99.3]`; more decimals where the ends would look equal, since `1.00 [1.00, 1.00]` misleads."""
     if math.isnan(low):
         return number(point, decimals)
     while number(low, decimals) == number(high, decimals) and decimals < MOST_DECIMALS:
@@ -450,7 +450,7 @@ def duration(seconds: float) -> str:
 
 
 def _decimals(measure: str, value: float) -> int:
-    """One decimal for scores, three for rates; for returns, which may be 0.35 or 3500, about three significant digits."""
+    """One decimal for scores, three for rates; for returns, 0.35 or 3500 alike, about three significant digits."""
     if measure == "success":
         return 3
     if measure == "score" or math.isnan(value) or abs(value) >= 100:

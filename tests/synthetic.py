@@ -16,7 +16,8 @@ from hoard.records.schema import EPISODE_SCHEMA
 def script(path: Path) -> ModuleType:
     """A script outside the package as a module."""
     spec = importlib.util.spec_from_file_location(path.parent.name.replace("-", "_") + "_" + path.stem, path)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

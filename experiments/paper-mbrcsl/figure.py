@@ -1,4 +1,4 @@
-"""Predicted against real returns of model rollouts: `python experiments/paper-mbrcsl/figure.py [FOLDER]`, a suite's folder.
+"""Predicted against real returns of model rollouts: `python experiments/paper-mbrcsl/figure.py [FOLDER]`.
 
 A run of MBRCSL leaves `rollouts.parquet` in its folder: a row per rollout that its dynamics model made, and for those
 that the policy was trained on the return that the real environment paid for the same actions. This joins the files of a

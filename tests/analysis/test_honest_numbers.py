@@ -238,7 +238,9 @@ class TestTwice:
         for seed in range(3):
             sweep.cell("iql", DATASET, seed)
             sweep.cells[-1]["run"] = sweep.cells[0]["run"]
-        with pytest.raises(results.ResultsError, match=f"iql / {DATASET} / seed 0 and iql / {DATASET} / seed 1 are the"):
+        with pytest.raises(
+            results.ResultsError, match=f"iql / {DATASET} / seed 0 and iql / {DATASET} / seed 1 are the"
+        ):
             results.load(sweep.write())
 
 
@@ -266,7 +268,9 @@ class TestTerminal:
     def test_long_names_are_cut_where_nothing_else_helps(self, sweep):
         name = "a_method_with_a_very_long_name_that_nobody_would_type_twice"
         for seed in range(2):
-            sweep.cell(name, "d4rl:a_file_of_mine_with_a_long_name.hdf5+as=halfcheetah-medium-replay-v2", seed, last=seed)
+            sweep.cell(
+                name, "d4rl:a_file_of_mine_with_a_long_name.hdf5+as=halfcheetah-medium-replay-v2", seed, last=seed
+            )
         text = tables.score_table(results.load(sweep.write())).text(80)
         assert max(len(line) for line in text.splitlines()) <= 80
         assert "a_method" in text

@@ -241,7 +241,9 @@ def test_for_readers_who_do_not_see_the_page(quick):
     assert html.count("<table>") == html.count("<caption>") == html.count('class="scroll" tabindex="0" role="region"')
     comparison, curves = re.findall(r'<img alt="([^"]*)"', html)
     assert "On hoard/pendulum/mixed-v0 iql has the highest mean" in comparison
-    assert re.search(r"hoard/pendulum/mixed-v0, over 10,000 gradient updates, first to last evaluation: bc [\d.-]+ to", curves)
+    assert re.search(
+        r"hoard/pendulum/mixed-v0, over 10,000 gradient updates, first to last evaluation: bc [\d.-]+ to", curves
+    )
     assert "max-width: 40rem" in html
     assert "prefers-color-scheme: dark" in html
 

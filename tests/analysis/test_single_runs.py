@@ -11,16 +11,24 @@ from hoard.records.errors import BadInput
 DATASET = "hoard/pendulum/mixed-v0"
 
 
-def train(sweep, algo, seed, status="finished", overrides=None, suffix="aaaaaaaaaaaa", source="a", **episodes):
+def train(
+    sweep, algo, seed, status="finished", overrides=None, suffix="aaaaaaaaaaaa", code="x = 1", torch="2", **episodes
+):
     """A run folder as `hoard train` leaves it."""
     run = sweep.cell(algo, DATASET, seed, status=status, **episodes)
     run = run.rename(run.with_name(f"{seed}-{suffix}"))
     config = {"dataset": DATASET, "seed": seed, "updates": 1000} | (overrides or {})
     (run / "config.json").write_text(json.dumps({"algo": algo, "config": config, "overrides": overrides or {}}))
-    facts = {"status": status, "update": 1000, "wall_time": 50.0, "error": "ValueError: x" if status == "failed" else None}
+    facts = {
+        "status": status,
+        "update": 1000,
+        "wall_time": 50.0,
+        "error": "ValueError: x" if status == "failed" else None,
+    }
     (run / "status.json").write_text(json.dumps(facts))
-    made = {"revisions": ["0123abcd"], "algo_sha256": source, "dataset": {"id": DATASET, "sha256": "5f" * 8}}
+    made = {"revisions": ["0123abcd"], "versions": {"torch": torch}, "dataset": {"id": DATASET, "sha256": "5f" * 8}}
     (run / "provenance.json").write_text(json.dumps(made))
+    (run / "algorithm.py").write_text(code)
     return run
 
 
@@ -68,8 +76,32 @@ def test_other_settings_are_another_method(sweep):
 
 def test_other_code_is_another_method(sweep):
     train(sweep, "iql", 0, last=10.0)
-    train(sweep, "iql", 0, source="b", suffix="ba9876543210", last=90.0)
+    train(sweep, "iql", 0, code="x = 2", suffix="ba9876543210", last=90.0)
     assert results.load(sweep.root).methods == ["iql #1", "iql #2"]
+
+
+def test_comments_are_no_other_code(sweep):
+    train(sweep, "iql", 0, code='"""Doc."""\nx = 1\n', last=10.0)
+    train(sweep, "iql", 1, code="x = 1  # one\n", last=90.0)
+    assert results.load(sweep.root).methods == ["iql"]
+
+
+def test_the_same_run_under_other_versions_is_another_method(sweep):
+    """Versions tell runs apart where nothing else does; between seeds they split nothing."""
+    for seed in range(2):
+        train(sweep, "iql", seed, last=10.0)
+        train(sweep, "iql", seed, torch="3", suffix=f"b{seed}", last=90.0)
+        train(sweep, "bc", seed, torch=str(seed), last=50.0)
+    cells = results.load(sweep.root).cells
+    assert sorted(set(cells["method"])) == ["bc", "iql #1", "iql #2"]
+    assert (cells["method"].value_counts() == 2).all()
+
+
+def test_what_cannot_be_told_apart_is_still_two(sweep):
+    for seed in range(2):
+        train(sweep, "iql", seed, last=10.0)
+        train(sweep, "iql", seed, suffix="b", last=90.0)
+    assert sorted(results.load(sweep.root).cells["method"]) == ["iql #1", "iql #1", "iql #2", "iql #2"]
 
 
 def test_a_run_in_progress(sweep):

@@ -5,7 +5,6 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from helpers import ROOT
 from synthetic import script
 
