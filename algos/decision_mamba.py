@@ -1,61 +1,21 @@
-"""Decision Mamba: return-conditioned cloning of windows by a multi-grained state-space model with self-evolution.
+"""Decision Mamba (Lv et al. 2024, arXiv 2406.05427): multi-grained state-space model with self-evolution.
 
-Sources: Lv, Deng, Chen, Wang, Nie 2024 (arXiv 2406.05427; abstract, figure 1 and table 1 read, self-evolution at second
-hand) and its released code of December 2024; SSD (Mamba-2), its initialisation from memory. The baseline in the same
-file is Decision Transformer (Chen et al. 2021), settings of the kzl and CORL code.
+Return-conditioned cloning of windows, as Decision Transformer does it, by blocks that add two Mamba mixers to the
+stream: a coarse one over its tokens and a fine one over its steps. With pi the policy, a the data, p an earlier copy:
 
-A window of K steps is a stream of 3K tokens R_1 s_1 a_1 R_2 ..., R being the return-to-go. A block adds two Mamba
-mixers to the stream: a coarse one over the tokens and a fine one over K groups of three. The action is read at s_t;
-next state and next return are predicted at a_t. With pi the policy, a the data and p an earlier copy of the policy,
+    loss = 0.90 |pi - ((1 - beta) a + beta p)|^2 + 0.05 SmoothL1(next state) + 0.05 SmoothL1(next return-to-go)
 
-    loss = 0.90 |pi - ((1 - beta_k) a + beta_k p)|^2 + 0.05 SmoothL1(next state) + 0.05 SmoothL1(next return-to-go)
-    beta_k = min(beta_max, beta k / blocks of updates), 0 in the first block, which has no earlier copy
+Presets: `small` (default, ours, SSD mixers), `mamba1`, `paper` (in part inferred), `released`. Equations, deviations,
+results: docs/algorithms/decision_mamba.md.
 
-Self-evolution is that mixed label. The copy is frozen and taken anew every `teacher_every` updates. That k counts
-blocks, and that beta is the copy's share, follow the code; how the paper means them is not known.
-
-Deviations from the released code, where it does not do what the paper says:
-- It sets beta to 0 just after computing it, and its earlier policy would be the current one. Here both are real.
-- Its groups hold a_t beside s_t, so that all but the last step of a window see the action they predict, and step t gets
-  other steps' groups. Here a group is (a_{t-1}, R_t, s_t), as in figure 1, with a zero vector for the first a_{t-1}.
-- It pads on the left without a mask. Here windows are padded on the right, which a causal model cannot see, and losses
-  are masked: T actions, T - 1 next states and returns.
-- Its MLP action head is unbounded; here both heads end in tanh. Its weight decay hits norms, A_log and D; here not.
-- Switching self-evolution off changes its other losses; here each term depends on its own weight alone.
-Ours too: return_scale (by default the range of returns-to-go, so that the input is about 1; the code divides by 1000 in
-locomotion), the target (below), observations standardised inside the network, actions mapped to [-1, 1]. Left out: the
-shared-gate fusion of figure 1; branches are summed, as released. The transformer leaves out the MLP embedding, the
-auxiliary losses and self-evolution; all can be switched on.
-
-    preset             model              d, blocks  K   lr, warm-up  updates, block  from
-    small (default)    SSD, 4 heads       64, 2      10  1e-3, 100    10k, 250        ours, for a laptop
-    mamba1             Mamba-1            64, 2      10  1e-3, 100    10k, 250        ours
-    small_transformer  attention, 4 heads 64, 2      10  1e-3, 100    10k             ours, to compare with small
-    paper              Mamba-1            128, 3     20  1e-4, 2500   100k, 2500      d, blocks, decay inferred
-    released           Mamba-1            768, 24    20  1e-4, 2500   100k, 2500      code (decay 1e-5: launch script)
-    transformer        attention, 1 head  128, 3     20  1e-4, 10k    100k            code (GELU as in CORL)
-
-State 16, expand 2, 4 taps, batch 64, clipping at 0.25, AdamW eps 1e-6, loss weights, beta 0.85 and its cap 0.5 are the
-code's; the widths behind the paper's tables and its decay and schedule per task are not known. `released` is for GPUs.
-
-Targets (`target_rule`), with f = `target_fraction`: max_return f * the best episode's return; dataset_range smallest +
-f * (largest - smallest) episode return; reference_range ref_min + f * (ref_max - ref_min). `extra_targets` evaluates
-further fractions with the final policy, recorded as variants. Acting recomputes the last K steps; `recurrent_eval` runs
-the O(1) recurrence from the episode's start, equal while t < K and beyond what was trained after that.
-
-What an update costs, by size and form of scan, is measured by tests/benchmarks/scan_cost.py; the numbers are in
-analysis/experiments/README.md.
-
-Run: `python algos/decision_mamba.py --dataset hoard/pendulum/mixed-v0`. Shared with every algorithm: hoard.datasets
-(data, replay), hoard.runners (evaluation, records, checkpoints, resume).
+Run: python algos/decision_mamba.py --dataset hoard/pendulum/mixed-v0
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -64,18 +24,20 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
+from hoard.runners.nn import ObsNormalizer, dropout, frozen_copy, linear
+from hoard.runners.scans import SCANS
 
 
 @dataclass
 class Config:
-    """Decision Mamba, or Decision Transformer with `--preset transformer`."""
+    """Decision Mamba. Defaults are a small version for a laptop; preset `paper` has larger sizes."""
 
     # --- experiment ---
     dataset: str = "hoard/pendulum/mixed-v0"  # dataset id: hoard/..., a Minari id, or d4rl:NAME
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
-    updates: int = 10_000  # gradient updates
+    updates: int = 10_000  # gradient updates on the dataset
     log_every: int = 250  # updates per row of training metrics
     eval_every: int = 1000  # updates between evaluations
     eval_episodes: int = 10  # episodes of each evaluation on the way
@@ -87,46 +49,49 @@ class Config:
     warmup: int = 100  # updates over which the step size rises linearly from 0
     weight_decay: float = 1e-4  # on weight matrices only: not on norms, biases, A_log and D
     clip_norm: float = 0.25  # global norm that gradients are clipped to
-    # --- model ---
-    model: Literal["mamba", "transformer"] = "mamba"  # transformer is Decision Transformer
+    dropout: float = 0.0  # on embeddings, attention and residual branches while training
+    # --- return conditioning ---
+    return_scale: float = 0.0  # divisor of returns-to-go; 0 is their range in the dataset
+    target_rule: Literal["max_return", "dataset_range", "reference_range"] = "max_return"  # see `target_of`
+    target_fraction: float = 1.0  # share of the range, or of the best return, that is asked for
+    extra_targets: tuple[float, ...] = ()  # further fractions, evaluated once at the end as variants
+    # --- Decision Mamba: the model ---
     context: int = 10  # K, steps of a window; three tokens each
     width: int = 64  # d, size of a token
     blocks: int = 2  # layers
-    heads: int = 4  # heads of SSD or of attention; mamba1 has none
-    embedding: Literal["mlp", "linear"] = "mlp"  # residual MLP and MLP action head, or one linear layer each
+    heads: int = 4  # heads of SSD; mamba1 has none
     time_rows: int = 1000  # rows of the table of time embeddings; later steps share the last one
-    dropout: float = 0.0  # on embeddings, attention and residual branches while training
+    embedding: Literal["mlp", "linear"] = "mlp"  # residual MLP and MLP action head, or one linear layer each
     ssm: Literal["ssd", "mamba1"] = "ssd"  # one decay per head (Mamba-2), or one per channel and state
     scan: Literal["auto", "loop", "two_level"] = "auto"  # of mamba1; auto: loop on CPU, two_level on CUDA
     state: int = 16  # N, numbers of state per channel
     expand: int = 2  # channels of a mixer per token size
     conv: int = 4  # taps of the causal convolution
     fine: bool = True  # the fine branch over steps, beside the coarse one over tokens
-    # --- losses ---
+    recurrent_eval: bool = False  # act by O(1) recurrent steps from the episode's start, not on the last K steps
+    # --- Decision Mamba: the losses ---
     action_weight: float = 0.90  # of the squared error of actions
     auxiliary: bool = True  # heads for the next state and the next return-to-go
     state_weight: float = 0.05  # of the next state's SmoothL1 loss
     return_weight: float = 0.05  # of the next return-to-go's SmoothL1 loss
     self_evolution: bool = True  # mix the actions of an earlier copy of the policy into the labels
-    beta: float = 0.85  # the copy's share after the last block, before the cap
+    beta: float = 0.85  # the copy's share after the last block of updates, before the cap
     beta_max: float = 0.5  # cap of the copy's share
     teacher_every: int = 250  # updates per block: the copy is taken anew at the start of each but the first
-    # --- return conditioning ---
-    return_scale: float = 0.0  # divisor of returns-to-go; 0 is their range in the dataset
-    target_rule: Literal["max_return", "dataset_range", "reference_range"] = "max_return"  # see above
-    target_fraction: float = 1.0  # f of the rule
-    extra_targets: tuple[float, ...] = ()  # further fractions, evaluated once at the end as variants
-    recurrent_eval: bool = False  # act by O(1) recurrent steps from the episode's start, not on the last K steps
+
+    def check(self) -> None:
+        """Raise ValueError for options that contradict each other or would silently do nothing."""
+        if self.ssm == "ssd" and (self.heads < 1 or self.expand * self.width % self.heads):
+            raise ValueError(f"heads {self.heads}: must divide {self.expand * self.width}, the channels of a layer")
+        if self.scan != "auto" and self.ssm != "mamba1":
+            raise ValueError(f"scan {self.scan}: only ssm mamba1 has a choice of scans; use auto")
+        if self.self_evolution and self.teacher_every >= self.updates:
+            raise ValueError(
+                f"teacher_every {self.teacher_every}: in {self.updates} updates there would never be a teacher; "
+                "make it smaller or set self_evolution false"
+            )
 
 
-DT: dict[str, Any] = {
-    "model": "transformer",
-    "embedding": "linear",
-    "dropout": 0.1,
-    "auxiliary": False,
-    "self_evolution": False,
-    "action_weight": 1.0,
-}
 LONG: dict[str, Any] = {
     "updates": 100_000,
     "log_every": 500,
@@ -138,88 +103,13 @@ LONG: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {},
     "mamba1": {"ssm": "mamba1"},
-    "small_transformer": DT,
     "paper": LONG | {"ssm": "mamba1", "width": 128, "blocks": 3, "warmup": 2500, "teacher_every": 2500},
     "released": LONG
     | {"ssm": "mamba1", "width": 768, "blocks": 24, "warmup": 2500, "teacher_every": 2500, "weight_decay": 1e-5},
-    "transformer": LONG | DT | {"width": 128, "blocks": 3, "heads": 1, "warmup": 10_000},
 }
 
 
-# --- scans: u, dt (B, L, channels), A (channels, N), B, C (B, L, N) -> y (B, L, channels), without the D term ---
-
-
-def scan_loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t, y_t = C_t h_t: small tensors, which stay in a CPU's cache."""
-    h, out = u.new_zeros(u.shape[0], *A.shape), []
-    for dt_t, x_t, B_t, C_t in zip(dt.unbind(1), (dt * u).unbind(1), B.unbind(1), C.unbind(1)):
-        h = torch.exp(dt_t[..., None] * A) * h + x_t[..., None] * B_t[:, None, :]
-        out.append(torch.matmul(h, C_t[..., None]).squeeze(-1))
-    return torch.stack(out, dim=1)
-
-
-def scan_two_level(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Chunks of about sqrt(L) steps: first all chunks at once from zero, then the carry from chunk to chunk.
-
-    2 sqrt(L) launches one after another instead of L, for the price of keeping every state: for GPUs.
-    """
-    length = u.shape[1]
-    size = math.ceil(math.sqrt(length))
-    pad = -length % size
-    u, dt, B, C = (F.pad(x, (0, 0, 0, pad)).unflatten(1, (-1, size)) for x in (u, dt, B, C))  # (batch, chunks, size, .)
-    decay = torch.exp(dt[..., None] * A)  # (batch, chunks, size, channels, N)
-    x = (dt * u)[..., None] * B[..., None, :]
-    h, product = torch.zeros_like(x[:, :, 0]), torch.ones_like(x[:, :, 0])
-    local, products = [], []
-    for decay_q, x_q in zip(decay.unbind(2), x.unbind(2)):
-        h, product = decay_q * h + x_q, decay_q * product
-        local.append(h)
-        products.append(product)
-    carry, carries = torch.zeros_like(h[:, 0]), []
-    for end, through in zip(h.unbind(1), product.unbind(1)):
-        carries.append(carry)
-        carry = end + through * carry
-    states = torch.stack(local, 2) + torch.stack(products, 2) * torch.stack(carries, 1)[:, :, None]
-    return (states * C[..., None, :]).sum(dim=-1).flatten(1, 2)[:, :length]
-
-
-SCANS = {"loop": scan_loop, "two_level": scan_two_level}
-
-
-def ssd_quadratic(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """SSD as one masked (L, L) product per head: u (B, L, H, P), dt (B, L, H), A (H,), B, C (B, L, N) -> like u."""
-    total = (dt * A).cumsum(dim=1).transpose(1, 2)  # S, (B, H, L)
-    length = u.shape[1]
-    later = torch.ones(length, length, dtype=torch.bool, device=u.device).triu(1)
-    # Masked before the exponential: above the diagonal the exponent is positive, and inf * 0 would be NaN.
-    decay = torch.exp((total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf))
-    weights = decay * torch.matmul(C, B.transpose(1, 2))[:, None]
-    return torch.matmul(weights, (u * dt[..., None]).transpose(1, 2)).transpose(1, 2)
-
-
-# --- layers ---
-
-
-def linear(inputs: int, outputs: int, cfg: Config, generator: torch.Generator, bias: bool = True) -> nn.Linear:
-    """torch's default initialisation, or Decision Transformer's: N(0, 0.02) and zero biases."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=generator.device)
-    bound = 1 / math.sqrt(inputs)
-    if cfg.model == "transformer":
-        nn.init.normal_(layer.weight, std=0.02, generator=generator)
-    else:
-        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-    if bias:
-        bound = 0.0 if cfg.model == "transformer" else bound
-        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-    return layer
-
-
-def inverse_softplus_dt(count: int, generator: torch.Generator) -> Tensor:
-    """Biases for which softplus gives steps dt log-uniform in [1e-3, 1e-1], at least 1e-4."""
-    draw = torch.rand(count, generator=generator, device=generator.device)
-    dt = torch.exp(math.log(1e-3) + draw * math.log(100.0)).clamp(min=1e-4)
-    return dt + torch.log(-torch.expm1(-dt))
-
+# --- mixers: (B, L, width) -> the same; with a state, one recurrent step (n, width) -> the same ---
 
 State = dict[str, Any]
 """What a layer remembers between recurrent steps; an empty dict is the start of an episode."""
@@ -248,6 +138,13 @@ class Conv(nn.Module):
         return F.silu(out)
 
 
+def inverse_softplus_dt(count: int, generator: torch.Generator) -> Tensor:
+    """Biases for which softplus gives steps dt log-uniform in [1e-3, 1e-1], at least 1e-4."""
+    draw = torch.rand(count, generator=generator, device=generator.device)
+    dt = torch.exp(math.log(1e-3) + draw * math.log(100.0)).clamp(min=1e-4)
+    return dt + torch.log(-torch.expm1(-dt))
+
+
 class Mamba1(nn.Module):
     """Selective state space (S6), (B, L, width) -> the same: every channel and state decays at its own rate."""
 
@@ -257,16 +154,16 @@ class Mamba1(nn.Module):
         self.splits = [rank, cfg.state, cfg.state]
         name = cfg.scan if cfg.scan != "auto" else "two_level" if generator.device.type == "cuda" else "loop"
         self.scan = SCANS[name]
-        self.in_proj = linear(cfg.width, 2 * inner, cfg, generator, bias=False)
+        self.in_proj = linear(cfg.width, 2 * inner, generator, bias=False)
         self.conv = Conv(inner, cfg.conv, generator)
-        self.x_proj = linear(inner, sum(self.splits), cfg, generator, bias=False)
-        self.dt_proj = linear(rank, inner, cfg, generator)
+        self.x_proj = linear(inner, sum(self.splits), generator, bias=False)
+        self.dt_proj = linear(rank, inner, generator)
         with torch.no_grad():
             self.dt_proj.bias.copy_(inverse_softplus_dt(inner, generator))
         levels = torch.arange(1, cfg.state + 1, dtype=torch.float32, device=generator.device)
         self.A_log = nn.Parameter(levels.log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner, device=generator.device))
-        self.out_proj = linear(inner, cfg.width, cfg, generator, bias=False)
+        self.out_proj = linear(inner, cfg.width, generator, bias=False)
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         """With a state, one recurrent step: (n, width) -> (n, width)."""
@@ -283,6 +180,17 @@ class Mamba1(nn.Module):
         return self.out_proj((y + self.D * u) * F.silu(z))
 
 
+def ssd_quadratic(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """SSD as one masked (L, L) product per head: u (B, L, H, P), dt (B, L, H), A (H,), B, C (B, L, N) -> like u."""
+    total = (dt * A).cumsum(dim=1).transpose(1, 2)  # S, (B, H, L)
+    length = u.shape[1]
+    later = torch.ones(length, length, dtype=torch.bool, device=u.device).triu(1)
+    # Masked before the exponential: above the diagonal the exponent is positive, and inf * 0 would be NaN.
+    decay = torch.exp((total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf))
+    weights = decay * torch.matmul(C, B.transpose(1, 2))[:, None]
+    return torch.matmul(weights, (u * dt[..., None]).transpose(1, 2)).transpose(1, 2)
+
+
 class SSD(nn.Module):
     """State-space duality (Mamba-2), (B, L, width) -> the same: one decay per head, so training is matrix products."""
 
@@ -291,14 +199,14 @@ class SSD(nn.Module):
         inner, self.heads = cfg.expand * cfg.width, cfg.heads
         self.splits = [inner, inner + 2 * cfg.state, cfg.heads]
         self.inner_splits = [inner, cfg.state, cfg.state]
-        self.in_proj = linear(cfg.width, sum(self.splits), cfg, generator, bias=False)
+        self.in_proj = linear(cfg.width, sum(self.splits), generator, bias=False)
         self.conv = Conv(self.splits[1], cfg.conv, generator)
         self.dt_bias = nn.Parameter(inverse_softplus_dt(cfg.heads, generator))
         draw = torch.rand(cfg.heads, generator=generator, device=generator.device)
         self.A_log = nn.Parameter(torch.log(1 + 15 * draw))
         self.D = nn.Parameter(torch.ones(cfg.heads, device=generator.device))
         self.norm = nn.RMSNorm(inner, eps=1e-5, device=generator.device)
-        self.out_proj = linear(inner, cfg.width, cfg, generator, bias=False)
+        self.out_proj = linear(inner, cfg.width, generator, bias=False)
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         """With a state, one recurrent step: (n, width) -> (n, width)."""
@@ -314,10 +222,10 @@ class SSD(nn.Module):
         return self.out_proj(self.norm((y + self.D[:, None] * u).flatten(-2) * F.silu(z)))
 
 
-Dropout = Callable[[Tensor], Tensor]
+# --- networks ---
 
 
-class MambaBlock(nn.Module):
+class Block(nn.Module):
     """x + coarse(RMSNorm x) + fine: the coarse mixer sees all 3K tokens, the fine one the K groups (a_{t-1}, R_t, s_t).
 
     Each group is the stream shifted right by one token, so what is added at step t knows nothing of a_t.
@@ -328,25 +236,25 @@ class MambaBlock(nn.Module):
         mixer: type[Mamba1] | type[SSD] = SSD if cfg.ssm == "ssd" else Mamba1
         self.norm = nn.RMSNorm(cfg.width, eps=1e-5, device=generator.device)
         self.coarse = mixer(cfg, generator)
-        self.has_fine = cfg.fine
+        self.has_fine, self.dropout = cfg.fine, cfg.dropout
         if cfg.fine:
-            self.group = linear(3 * cfg.width, cfg.width, cfg, generator)
+            self.group = linear(3 * cfg.width, cfg.width, generator)
             self.fine = mixer(cfg, generator)
             self.fine_norm = nn.LayerNorm(cfg.width, device=generator.device)
 
-    def forward(self, x: Tensor, dropout: Dropout) -> Tensor:
-        """(B, 3K, width) -> the same."""
+    def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """(B, 3K, width) -> the same; dropout only with a generator."""
         normed = self.norm(x)
         out = self.coarse(normed)
         if self.has_fine:
             groups = F.pad(normed, (0, 0, 1, -1)).unflatten(1, (-1, 3)).flatten(2)  # (B, K, 3 width)
             fine = self.fine_norm(self.fine(self.group(groups)))
             out = (out.unflatten(1, (-1, 3)) + fine[:, :, None]).flatten(1, 2)
-        return x + dropout(out)
+        return x + dropout(out, self.dropout, generator)
 
-    def observe(self, to_go: Tensor, obs: Tensor, state: State) -> tuple[Tensor, Tensor]:
+    def observe(self, return_to_go: Tensor, obs: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """The tokens R_t and s_t of one step, (n, width) each."""
-        a, b = self.norm(to_go), self.norm(obs)
+        a, b = self.norm(return_to_go), self.norm(obs)
         step: Tensor | float = 0.0
         if self.has_fine:
             group = torch.cat([state.get("last_action", torch.zeros_like(a)), a, b], dim=-1)
@@ -354,7 +262,7 @@ class MambaBlock(nn.Module):
         state["step"] = step
         coarse = state.setdefault("coarse", {})
         first = self.coarse(a, coarse)
-        return to_go + first + step, obs + self.coarse(b, coarse) + step
+        return return_to_go + first + step, obs + self.coarse(b, coarse) + step
 
     def record(self, action: Tensor, state: State) -> Tensor:
         """The token a_t that closes the step."""
@@ -362,121 +270,111 @@ class MambaBlock(nn.Module):
         return action + self.coarse(state["last_action"], state["coarse"]) + state["step"]
 
 
-class TransformerBlock(nn.Module):
-    """Pre-norm causal attention and a GELU MLP, as in GPT-2."""
-
-    def __init__(self, cfg: Config, generator: torch.Generator) -> None:
-        super().__init__()
-        self.heads = cfg.heads
-        self.norm1 = nn.LayerNorm(cfg.width, device=generator.device)
-        self.norm2 = nn.LayerNorm(cfg.width, device=generator.device)
-        self.qkv = linear(cfg.width, 3 * cfg.width, cfg, generator)
-        self.out = linear(cfg.width, cfg.width, cfg, generator)
-        self.up = linear(cfg.width, 4 * cfg.width, cfg, generator)
-        self.down = linear(4 * cfg.width, cfg.width, cfg, generator)
-
-    def forward(self, x: Tensor, dropout: Dropout) -> Tensor:
-        """(B, L, width) -> the same."""
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
-        # Written out, since torch's fused attention draws its dropout from the global generator.
-        scores = torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-        weights = dropout(torch.softmax(scores.masked_fill(later, -torch.inf), dim=-1))
-        x = x + dropout(self.out(torch.matmul(weights, v).transpose(1, 2).flatten(2)))
-        return x + dropout(self.down(F.gelu(self.up(self.norm2(x)))))
-
-
 class Embedding(nn.Module):
     """h = W1 x + b1, then h + W2 GELU(h) + b2; or h alone."""
 
     def __init__(self, inputs: int, cfg: Config, generator: torch.Generator) -> None:
         super().__init__()
-        self.first = linear(inputs, cfg.width, cfg, generator)
-        self.second = linear(cfg.width, cfg.width, cfg, generator) if cfg.embedding == "mlp" else None
+        self.first = linear(inputs, cfg.width, generator)
+        self.second = linear(cfg.width, cfg.width, generator) if cfg.embedding == "mlp" else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
         return h if self.second is None else h + self.second(F.gelu(h))
 
 
-# --- policy ---
-
-
-class Policy(nn.Module):
+class Actor(nn.Module):
     """Windows (B, K) of (R, s, a) -> for each step the action read at s_t, next state and return read at a_t.
 
     Takes observations as they are, actions in [-1, 1] and returns-to-go divided by their scale. Windows are padded on
     the right, which a causal model never looks at, so it needs no mask.
     """
 
-    shift: Tensor
-    scale: Tensor
-    center: Tensor
-    half_range: Tensor
+    return_scale: Tensor
+    target: Tensor
     blocks: Any  # a ModuleList, whose items type checkers take for plain modules
 
-    def __init__(self, dataset: Dataset, cfg: Config, device: torch.device, generator: torch.Generator) -> None:
+    def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
         super().__init__()
-        obs_dim, action_dim, width = dataset.obs_dim, dataset.action_dim, cfg.width
-        self.transformer, self.dropout = cfg.model == "transformer", cfg.dropout
-        self.embed_return, self.embed_obs, self.embed_action = (
-            Embedding(size, cfg, generator) for size in (1, obs_dim, action_dim)
-        )
+        device, width = generator.device, cfg.width
+        self.context, self.dropout = cfg.context, cfg.dropout
+        self.recurrent = cfg.recurrent_eval
+        self.normalize = ObsNormalizer(obs_dim, device)
+        self.embed_return = Embedding(1, cfg, generator)
+        self.embed_obs = Embedding(obs_dim, cfg, generator)
+        self.embed_action = Embedding(action_dim, cfg, generator)
         self.embed_norm = nn.LayerNorm(width, device=device)
         time = torch.empty(cfg.time_rows, width, device=device)
-        self.time = nn.Parameter(time.normal_(std=0.02 if self.transformer else 1.0, generator=generator))
-        block = TransformerBlock if self.transformer else MambaBlock
-        self.blocks = nn.ModuleList(block(cfg, generator) for _ in range(cfg.blocks))
-        norm = nn.LayerNorm if self.transformer else nn.RMSNorm
-        self.norm = norm(width, eps=1e-5, device=device)
-        hidden = [linear(width, width, cfg, generator), nn.GELU()] if cfg.embedding == "mlp" else []
-        self.action_head = nn.Sequential(*hidden, linear(width, action_dim, cfg, generator), nn.Tanh())
+        self.time = nn.Parameter(time.normal_(std=1.0, generator=generator))
+        self.blocks = nn.ModuleList(Block(cfg, generator) for _ in range(cfg.blocks))
+        self.norm = nn.RMSNorm(width, eps=1e-5, device=device)
+        hidden = [linear(width, width, generator), nn.GELU()] if cfg.embedding == "mlp" else []
+        self.action_head = nn.Sequential(*hidden, linear(width, action_dim, generator), nn.Tanh())
         if cfg.auxiliary:
-            self.obs_head = linear(width, obs_dim, cfg, generator)
-            self.return_head = linear(width, 1, cfg, generator)
+            self.obs_head = linear(width, obs_dim, generator)
+            self.return_head = linear(width, 1, generator)
+        self.register_buffer("return_scale", torch.ones((), dtype=torch.float64, device=device))
+        self.register_buffer("target", torch.zeros((), dtype=torch.float64, device=device))
+        self._states: list[State] = []  # of the recurrent evaluation, since the reset
 
-        obs = torch.as_tensor(dataset.obs, device=device)
-        self.register_buffer("shift", obs.mean(dim=0))
-        self.register_buffer("scale", obs.std(dim=0, unbiased=False) + 1e-6)
-        low, high = (torch.as_tensor(b, device=device) for b in (dataset.action_space.low, dataset.action_space.high))
-        self.register_buffer("center", (high + low) / 2)
-        self.register_buffer("half_range", (high - low) / 2)
-
-    def standardise(self, obs: Tensor) -> Tensor:
-        return (obs - self.shift) / self.scale
-
-    def embed(self, obs: Tensor, action: Tensor, to_go: Tensor, timestep: Tensor) -> Tensor:
+    def embed(self, obs: Tensor, action: Tensor, return_to_go: Tensor, timestep: Tensor) -> Tensor:
         """(B, K, obs_dim), (B, K, action_dim), (B, K), (B, K) -> tokens (B, K, 3, width) in the order R, s, a."""
-        parts = self.embed_return(to_go[..., None]), self.embed_obs(self.standardise(obs)), self.embed_action(action)
-        x = torch.stack(parts, dim=2)
+        parts = (
+            self.embed_return(return_to_go[..., None]),
+            self.embed_obs(self.normalize(obs)),
+            self.embed_action(action),
+        )
         time = self.time[timestep.clamp(max=len(self.time) - 1)][:, :, None]
-        return self.embed_norm(x + time) if self.transformer else self.embed_norm(x) + time
+        return self.embed_norm(torch.stack(parts, dim=2)) + time
 
     def tokens(self, window: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Tokens after the last block, (B, K, 3, width); dropout only with a generator."""
-
-        def dropout(x: Tensor) -> Tensor:
-            if generator is None or not self.dropout:
-                return x
-            kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout
-            return x * kept / (1 - self.dropout)
-
-        x = self.embed(window["obs"], window["action"], window["to_go"], window["timestep"])
-        x = dropout(x.flatten(1, 2))
+        x = self.embed(window["obs"], window["action"], window["return_to_go"], window["timestep"])
+        x = dropout(x.flatten(1, 2), self.dropout, generator)
         for block in self.blocks:
-            x = block(x, dropout)
+            x = block(x, generator)
         return self.norm(x).unflatten(1, (-1, 3))
 
     def forward(self, window: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Actions in [-1, 1], (B, K, action_dim)."""
         return self.action_head(self.tokens(window, generator)[:, :, 1])
 
-    # --- one step at a time ---
+    def act(self, obs: Tensor, history: History) -> Tensor:
+        """The action for the target less the reward collected."""
+        return self.act_towards(self.target, obs, history)
 
-    def observe(self, obs: Tensor, to_go: Tensor, timestep: int, states: list[State]) -> Tensor:
+    def act_towards(self, target: Tensor, obs: Tensor, history: History) -> Tensor:
+        """The action for `target` less the reward collected, from the last `context` steps computed anew."""
+        if self.recurrent:
+            return self.act_recurrently(target, obs, history)
+        t = history.t
+        first = max(0, t + 1 - self.context)
+        steps = torch.arange(first, t + 1, device=obs.device)
+        collected = history.reward[:, : t + 1].cumsum(dim=1) - history.reward[:, : t + 1]
+        window = {
+            "obs": history.obs[:, first : t + 1],
+            "action": F.pad(history.action[:, first:t], (0, 0, 0, 1)),  # a_t is not known yet, and not looked at
+            "return_to_go": (target - collected[:, first:]) / self.return_scale,
+            "timestep": steps.expand(len(obs), -1),
+        }
+        return self(window)[:, -1]
+
+    # --- the same, one step at a time: equal while t < K, and beyond what was trained after that ---
+
+    def act_recurrently(self, target: Tensor, obs: Tensor, history: History) -> Tensor:
+        """The action for `target` less the reward collected, from states kept since the reset."""
+        t = history.t
+        if t == 0:
+            self._states = [{} for _ in self.blocks]
+        else:
+            self.record(history.action[:, t - 1], t - 1, self._states)
+        return self.observe(obs, (target - history.return_so_far) / self.return_scale, t, self._states)
+
+    def observe(self, obs: Tensor, return_to_go: Tensor, timestep: int, states: list[State]) -> Tensor:
         """Feed R_t (n,) and s_t (n, obs_dim) into the states, one per block -> action (n, action_dim)."""
-        dummy = obs.new_zeros(len(obs), 1, len(self.center))
-        x = self.embed(obs[:, None], dummy, to_go[:, None], torch.full_like(to_go, timestep).long()[:, None])[:, 0]
+        dummy = obs.new_zeros(len(obs), 1, self.embed_action.first.in_features)
+        now = torch.full_like(return_to_go, timestep).long()[:, None]
+        x = self.embed(obs[:, None], dummy, return_to_go[:, None], now)[:, 0]
         a, b = x[:, 0], x[:, 1]
         for block, state in zip(self.blocks, states):
             a, b = block.observe(a, b, state)
@@ -484,47 +382,11 @@ class Policy(nn.Module):
 
     def record(self, action: Tensor, timestep: int, states: list[State]) -> None:
         """Feed a_t, (n, action_dim) in [-1, 1]: the action that was taken after `observe`."""
-        obs = action.new_zeros(len(action), 1, len(self.shift))
-        x = self.embed(obs, action[:, None], obs[..., 0], torch.full_like(obs[..., 0], timestep).long())[:, 0, 2]
+        obs = action.new_zeros(len(action), 1, len(self.normalize.mean))
+        now = torch.full_like(obs[..., 0], timestep).long()
+        x = self.embed(obs, action[:, None], obs[..., 0], now)[:, 0, 2]
         for block, state in zip(self.blocks, states):
             x = block.record(x, state)
-
-
-def act_on_window(policy: Policy, context: int, target: float, scale: float) -> Callable[[Tensor, History], Tensor]:
-    """A policy for evaluation: the last `context` steps, computed anew each time, ask for what is left of `target`."""
-
-    def act(obs: Tensor, history: History) -> Tensor:
-        t = history.t
-        first = max(0, t + 1 - context)
-        steps = torch.arange(first, t + 1, device=obs.device)
-        collected = history.reward[:, : t + 1].cumsum(dim=1) - history.reward[:, : t + 1]
-        done = (history.action[:, first:t] - policy.center) / policy.half_range
-        window = {
-            "obs": history.obs[:, first : t + 1],
-            "action": F.pad(done, (0, 0, 0, 1)),  # a_t is not known yet, and not looked at
-            "to_go": (target - collected[:, first:]) / scale,
-            "timestep": steps.expand(len(obs), -1),
-        }
-        return policy.center + policy.half_range * policy(window)[:, -1]
-
-    return act
-
-
-def act_recurrently(policy: Policy, target: float, scale: float) -> Callable[[Tensor, History], Tensor]:
-    """A policy for evaluation that keeps states since the reset; the same as the window while t < K."""
-    states: list[State] = []
-
-    def act(obs: Tensor, history: History) -> Tensor:
-        t = history.t
-        if t == 0:
-            states[:] = [{} for _ in policy.blocks]
-        else:
-            policy.record((history.action[:, t - 1] - policy.center) / policy.half_range, t - 1, states)
-        return policy.center + policy.half_range * policy.observe(
-            obs, (target - history.return_so_far) / scale, t, states
-        )
-
-    return act
 
 
 # --- losses: a scalar and detached metrics ---
@@ -535,8 +397,8 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x.mean(dim=-1) * mask).sum() / mask.sum().clamp(min=1)
 
 
-def policy_loss(
-    policy: Policy,
+def actor_loss(
+    actor: Actor,
     batch: dict[str, Tensor],
     cfg: Config,
     beta: float = 0.0,
@@ -547,8 +409,8 @@ def policy_loss(
 
     The action counts on every real step, the other two where the next step is real as well.
     """
-    x, mask = policy.tokens(batch, generator), batch["mask"]
-    action, label = policy.action_head(x[:, :, 1]), batch["action"]
+    x, mask = actor.tokens(batch, generator), batch["mask"]
+    action, label = actor.action_head(x[:, :, 1]), batch["action"]
     metrics = {"losses/bc": masked_mean((action.detach() - label).square(), mask)}
     if teacher_action is not None:
         metrics["evolution/teacher_gap"] = masked_mean((teacher_action - label).square(), mask)
@@ -559,13 +421,13 @@ def policy_loss(
     if cfg.auxiliary:
         pair = mask[:, 1:] * mask[:, :-1]
         last = x[:, :-1, 2]
-        wanted = policy.standardise(batch["obs"][:, 1:])
-        next_obs = masked_mean(F.smooth_l1_loss(policy.obs_head(last), wanted, reduction="none"), pair)
-        wanted = batch["to_go"][:, 1:, None]
-        next_return = masked_mean(F.smooth_l1_loss(policy.return_head(last), wanted, reduction="none"), pair)
+        wanted = actor.normalize(batch["obs"][:, 1:])
+        next_obs = masked_mean(F.smooth_l1_loss(actor.obs_head(last), wanted, reduction="none"), pair)
+        wanted = batch["return_to_go"][:, 1:, None]
+        next_return = masked_mean(F.smooth_l1_loss(actor.return_head(last), wanted, reduction="none"), pair)
         loss = loss + cfg.state_weight * next_obs + cfg.return_weight * next_return
         metrics |= {"losses/next_obs": next_obs.detach(), "losses/next_return": next_return.detach()}
-    return loss, metrics | {"losses/policy": loss.detach()}
+    return loss, metrics | {"losses/actor": loss.detach()}
 
 
 def teacher_share(update: int, cfg: Config) -> float:
@@ -580,7 +442,12 @@ def teacher_share(update: int, cfg: Config) -> float:
 
 
 def target_of(dataset: Dataset, cfg: Config, fraction: float) -> float:
-    """The return asked for at the start of an episode (see the file's notes). Raises ValueError without references."""
+    """The return asked for at the start of an episode, by `target_rule` with f = `fraction`.
+
+    `max_return`: f * the best episode's return. `dataset_range`: smallest + f * (largest - smallest) episode return.
+    `reference_range`: the same of the dataset's reference returns. Raises ValueError where these are asked for and
+    there are none.
+    """
     if cfg.target_rule == "max_return":
         return float(fraction * dataset.returns.max())
     if cfg.target_rule == "dataset_range":
@@ -591,89 +458,62 @@ def target_of(dataset: Dataset, cfg: Config, fraction: float) -> float:
     return dataset.ref_min + fraction * (dataset.ref_max - dataset.ref_min)
 
 
-def parameter_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(actor: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decayed: weight matrices, convolutions, time table. Not decayed: norms, biases, A_log and D."""
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
-    for name, parameter in policy.named_parameters():
+    for name, parameter in actor.named_parameters():
         (decayed if parameter.ndim > 1 and not name.endswith("A_log") else plain).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def check(cfg: Config) -> None:
-    """Raise ValueError for options that contradict each other or would silently do nothing."""
-    split = cfg.width if cfg.model == "transformer" else cfg.expand * cfg.width
-    if (cfg.model == "transformer" or cfg.ssm == "ssd") and split % cfg.heads:
-        raise ValueError(f"heads {cfg.heads}: must divide {split}, the channels of a layer")
-    if cfg.model == "transformer" and cfg.recurrent_eval:
-        raise ValueError("recurrent_eval: a transformer has no recurrent form; use model mamba")
-    if cfg.scan != "auto" and (cfg.model == "transformer" or cfg.ssm != "mamba1"):
-        raise ValueError(f"scan {cfg.scan}: only ssm mamba1 has a choice of scans; use auto")
-    if cfg.self_evolution and cfg.teacher_every >= cfg.updates:
-        raise ValueError(
-            f"teacher_every {cfg.teacher_every}: in {cfg.updates} updates there would never be a teacher; "
-            "make it smaller or set self_evolution false"
-        )
 
 
 # --- training ---
 
 
-def update_policy(
-    policy: Policy,
-    teacher: Policy,
-    optimizer: torch.optim.Optimizer,
-    batch: dict[str, Tensor],
-    cfg: Config,
-    beta: float,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """One gradient step; the teacher is asked only where it has a share (beta > 0)."""
-    teacher_action = None
-    if beta:
-        with torch.no_grad():
-            teacher_action = teacher(batch)
-    loss, metrics = policy_loss(policy, batch, cfg, beta, teacher_action, generator)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    metrics["policy/grad_norm"] = nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip_norm)
-    optimizer.step()
-    return metrics | {"evolution/beta": torch.full_like(loss.detach(), beta)}
-
-
 def train(cfg: Config, run: Run) -> None:
-    check(cfg)
     dataset, device, generator = run.dataset, run.device, run.generator
-    to_go = dataset.returns_to_go()
-    scale = cfg.return_scale or float(to_go.max() - to_go.min()) or 1.0
-    buffer = ReplayBuffer(dataset, device, extra={"to_go": to_go / scale})
+    return_to_go = dataset.returns_to_go()
+    scale = cfg.return_scale or float(return_to_go.max() - return_to_go.min()) or 1.0
+    buffer = ReplayBuffer(dataset, device, extra={"return_to_go": return_to_go / scale})
+    actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
+    mean, std = buffer.obs_stats()
+    actor.normalize.fit(mean, std + 1e-6)
+    actor.return_scale.fill_(scale)
+    actor.target.fill_(target_of(dataset, cfg, cfg.target_fraction))
+    teacher = frozen_copy(actor)
+    optimizer = torch.optim.AdamW(parameter_groups(actor, cfg.weight_decay), lr=cfg.lr, eps=1e-6)
 
-    policy = Policy(dataset, cfg, device, generator)
-    teacher = copy.deepcopy(policy).requires_grad_(False)
-    optimizer = torch.optim.AdamW(parameter_groups(policy, cfg.weight_decay), lr=cfg.lr, eps=1e-6)
-    buffer.action = (buffer.action - policy.center) / policy.half_range
+    def update(batch: dict[str, Tensor], beta: float) -> dict[str, Tensor]:
+        # self-evolution: the earlier policy's actions have a share in the labels
+        teacher_action = None
+        if beta:
+            with torch.no_grad():
+                teacher_action = teacher(batch)
+        # actions, next states and next returns
+        loss, metrics = actor_loss(actor, batch, cfg, beta, teacher_action, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        metrics["policy/grad_norm"] = nn.utils.clip_grad_norm_(actor.parameters(), cfg.clip_norm)
+        optimizer.step()
+        return metrics | {"evolution/beta": torch.full_like(loss.detach(), beta)}
 
-    def towards(fraction: float) -> Callable[[Tensor, History], Tensor]:
-        target = target_of(dataset, cfg, fraction)
-        if cfg.recurrent_eval:
-            return act_recurrently(policy, target, scale)
-        return act_on_window(policy, cfg.context, target, scale)
+    def evaluate_variants() -> None:
+        for fraction in cfg.extra_targets:
+            target = torch.tensor(target_of(dataset, cfg, fraction), device=device)
+            run.evaluate(partial(actor.act_towards, target), variant=f"target={fraction:g}")
 
-    run.register(policy=policy, adamw=optimizer, **({"teacher": teacher} if cfg.self_evolution else {}))
+    run.register(actor=actor, optimizer=optimizer, **({"teacher": teacher} if cfg.self_evolution else {}))
     for number in run.loop(cfg.updates):
         for group in optimizer.param_groups:
             group["lr"] = cfg.lr * min(1.0, number / max(1, cfg.warmup))
         beta = teacher_share(number, cfg)
         if beta and (number - 1) % cfg.teacher_every == 0:
-            teacher.load_state_dict(policy.state_dict())
-        batch = buffer.sample_sequences(cfg.batch_size, cfg.context, generator)
-        metrics = update_policy(policy, teacher, optimizer, batch, cfg, beta, generator)
-        run.log(metrics)
+            teacher.load_state_dict(actor.state_dict())
+        run.log(update(buffer.sample_sequences(cfg.batch_size, cfg.context, generator), beta))
         if run.evaluation_due:
-            run.evaluate(towards(cfg.target_fraction))
-            if number == cfg.updates:
-                for fraction in cfg.extra_targets:
-                    run.evaluate(towards(fraction), variant=f"target={fraction:g}")
+            run.evaluate(actor)
+            if run.evaluation_final:
+                evaluate_variants()
 
 
 if __name__ == "__main__":
