@@ -263,7 +263,7 @@ def train(cfg: Config, run: Run) -> None:
 
 
 def reward_transform(dataset: Dataset, cfg: Config) -> dict[str, float]:
-    """Scale and shift of the rewards trained on. Raises ValueError if the range of returns, which is divided by, is 0."""
+    """Scale and shift of the rewards trained on. Raises ValueError where the range of returns is 0."""
     if cfg.reward_mode == "minus_one":
         return {"reward_shift": -1.0}
     if cfg.reward_mode == "none":

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hoard.runners.evaluate import History, Policy
     from hoard.runners.entry import main
+    from hoard.runners.evaluate import History, Policy
     from hoard.runners.run import Run
 
 __all__ = ["History", "Policy", "Run", "main"]

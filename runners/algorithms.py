@@ -35,7 +35,9 @@ def find(name: str | Path) -> Path:
         return path
     text = str(name)
     if text.startswith("_") or text not in available():
-        raise BadInput(f"no algorithm '{text}' in algos/; nearest: {nearest(text, available())}; or give a path to a .py")
+        raise BadInput(
+            f"no algorithm '{text}' in algos/; nearest: {nearest(text, available())}; or give a path to a .py"
+        )
     return FOLDER / f"{text}.py"
 
 
@@ -65,7 +67,11 @@ def meaning_hash(source: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:]
     return hashlib.sha256(_dump(tree).encode()).hexdigest()
 

@@ -62,7 +62,7 @@ Policy = Actor | Act
 
 def uses_history(policy: Policy) -> bool:
     """Whether a policy looks at more than the present observation."""
-    act = getattr(policy, "act", policy)
+    act: Any = getattr(policy, "act", policy)
     return len(inspect.signature(act).parameters) > 1
 
 
@@ -133,7 +133,7 @@ class Evaluator:
             np.allclose(task.low, theirs.low) and np.allclose(task.high, theirs.high)
         ):
             raise DatasetError(
-                f"{task.dataset}: its actions, from {task.low} to {task.high}, do not fit {theirs} of environment {name}"
+                f"{task.dataset}: actions from {task.low} to {task.high} do not fit {theirs} of environment {name}"
             )
 
     @torch.no_grad()

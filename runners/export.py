@@ -2,7 +2,7 @@
 
 The exported function maps `obs` (n, obs_dim) float32, as the environment gives them, to actions (n, action_dim) in the
 environment's units, clipped. A policy that asks for a return also takes `return_so_far` (n,), the undiscounted return
-since the reset. Before the file is kept, it is asked for every action of whole episodes, and must agree with the policy.
+since the reset. The file is kept only if it gives every action of whole episodes as the policy does.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ TOLERANCE = 1e-5  # of an action, relative to the range of its dimension
 
 class _Exported(nn.Module):
     """The policy as a function of tensors alone."""
+
+    low: Tensor
+    high: Tensor
+    center: Tensor
+    half_range: Tensor
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -66,14 +71,16 @@ def export(policy: Policy, path: Path, kind: Literal["torchscript", "onnx"], epi
 
     def write(scratch: Path) -> None:
         nonlocal gap
-        run = _torchscript(module, example, scratch) if kind == "torchscript" else _onnx(policy, module, example, scratch)
+        run = (
+            _torchscript(module, example, scratch) if kind == "torchscript" else _onnx(policy, module, example, scratch)
+        )
         answer = run(tuple(inputs[name] for name in _names(policy)))
         reach = np.maximum(policy.task.high - policy.task.low, 1e-6)
         gap = float(np.abs((answer - inputs["action"].numpy()) / reach).max())
         if not gap <= TOLERANCE:
             raise BadInput(
-                f"this policy cannot be exported: from {' and '.join(_names(policy))} alone its actions would differ by "
-                f"up to {gap:.2g} of their range; it looks further back, counts steps, or draws its actions"
+                f"this policy cannot be exported: from {' and '.join(_names(policy))} alone its actions would differ "
+                f"by up to {gap:.2g} of their range; it looks further back, counts steps, or draws its actions"
             )
 
     with warnings.catch_warnings():
@@ -110,7 +117,9 @@ def _asked(policy: Policy, episodes: int, seed: int) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in kept.items()}
 
 
-def _torchscript(module: nn.Module, example: tuple[Tensor, ...], path: Path) -> Callable[[tuple[Tensor, ...]], np.ndarray]:
+def _torchscript(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path
+) -> Callable[[tuple[Tensor, ...]], np.ndarray]:
     torch.jit.save(torch.jit.trace(module, example, check_trace=False), path)
     loaded = torch.jit.load(path)
     return lambda inputs: loaded(*inputs).detach().numpy()

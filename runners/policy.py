@@ -37,7 +37,9 @@ def save_policy(folder: Path, actor: nn.Module, algo: str, config: dict[str, Any
     extra = {name: getattr(actor, name, None) for name in names_wanted[4:]}
     for name, value in extra.items():
         if not isinstance(value, int | float | str | bool):
-            raise TypeError(f"{kind.__name__}: its argument '{name}' must be kept as an attribute, a number or a string")
+            raise TypeError(
+                f"{kind.__name__}: its argument '{name}' must be kept as an attribute, a number or a string"
+            )
     weights = {name: value.detach().contiguous().cpu() for name, value in actor.state_dict().items()}
     write_atomic(folder / names.POLICY, lambda scratch: save_file(weights, scratch))
     spec = {
@@ -100,12 +102,14 @@ class Policy:
         if self._history is None or not self.uses_history:
             new = lambda *shape: torch.zeros(shape, device=self.device)  # noqa: E731
             n = len(obs)
-            sizes = (n, steps + 1, self.task.obs_dim), (n, steps, self.task.action_dim), (n, steps)
-            self._history = History(0, *(new(*size) for size in sizes), self._generator)
+            seen, done = new(n, steps + 1, self.task.obs_dim), new(n, steps, self.task.action_dim)
+            self._history = History(0, seen, done, new(n, steps), self._generator)
         else:
             history = self._history
             if reward is None:
-                raise ValueError("this policy looks back: call reset() at the start of an episode, then policy(obs, reward)")
+                raise ValueError(
+                    "this policy looks back: call reset() at the start of an episode, then policy(obs, reward)"
+                )
             if len(obs) != len(history.obs):
                 raise ValueError(f"{len(obs)} observations after {len(history.obs)}: call reset() to start again")
             history.reward[:, history.t] = torch.as_tensor(reward, dtype=torch.float32, device=self.device)

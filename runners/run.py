@@ -115,7 +115,9 @@ class Run:
         if self._registered:
             raise RuntimeError("register everything in one call")
         for name, thing in objects.items():
-            parts = {f"{name}.{key}": part for key, part in thing.items()} if isinstance(thing, Mapping) else {name: thing}
+            parts = (
+                {f"{name}.{key}": part for key, part in thing.items()} if isinstance(thing, Mapping) else {name: thing}
+            )
             self._registered |= parts
         if (state := self._resumed) is None:
             return
@@ -233,7 +235,7 @@ class Run:
     def evaluate(self, policy: Policy, variant: str = "") -> list[dict[str, Any]]:
         """Roll out and record episodes: `eval_episodes`, or `final_eval_episodes` after the last update.
 
-        `policy` is a module with `act(obs)` or `act(obs, history)`, or a function of both; see `hoard.runners.evaluate`.
+        `policy` is a module with `act(obs)` or `act(obs, history)`, or a function of both (`hoard.runners.evaluate`).
         `variant` "" is the headline policy, which is kept after the last evaluation; any other name marks a further
         policy of the same run. Episode seeds depend on run seed, update (online: environment step) and episode alone;
         no training randomness is used.

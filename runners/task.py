@@ -67,6 +67,4 @@ def task_of(dataset: Dataset) -> Task:
     """The task of a dataset. Raises DatasetError if its actions are not continuous."""
     require_box_actions(dataset)
     space = dataset.action_space
-    return Task(
-        dataset.id, dataset.obs_dim, space.low, space.high, dataset.env_spec, dataset.ref_min, dataset.ref_max
-    )
+    return Task(dataset.id, dataset.obs_dim, space.low, space.high, dataset.env_spec, dataset.ref_min, dataset.ref_max)

@@ -58,7 +58,7 @@ class TrainingEnv:
 
     @property
     def obs(self) -> Tensor:
-        """The present observation as a batch of one, (1, obs_dim) on the device; starts an episode if none is running."""
+        """The present observation, (1, obs_dim) on the device; an episode starts here if none is running."""
         return torch.as_tensor(self._present(), device=self._device)[None]
 
     def _present(self) -> np.ndarray:

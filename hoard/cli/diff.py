@@ -34,7 +34,7 @@ def _diff(args: argparse.Namespace) -> int:
 
     a, b = find(args.a), find(args.b)
     if not args.quiet:
-        lines = (path.read_text().splitlines(keepends=True) for path in (a, b))
-        sys.stdout.writelines(difflib.unified_diff(*lines, fromfile=a.name, tofile=b.name, n=2))
+        before, after = (path.read_text().splitlines(keepends=True) for path in (a, b))
+        sys.stdout.writelines(difflib.unified_diff(before, after, fromfile=a.name, tofile=b.name, n=2))
     print(f"{a.name} and {b.name} share {100 * share(a, b):.0f} % of their lines")
     return 0

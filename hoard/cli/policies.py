@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ def add_parsers(commands: Any) -> None:
         epilog="example: hoard watch results/runs/iql/hoard-pointmaze-umaze-v0/0-1a2b3c4d5e6f --out maze",
         allow_abbrev=False,
     )
-    watch.add_argument("--out", type=Path, metavar="NAME", help="write NAME.mp4 and NAME.gif (default without a screen)")
+    watch.add_argument(
+        "--out", type=Path, metavar="NAME", help="write NAME.mp4 and NAME.gif (default without a screen)"
+    )
     export = commands.add_parser(
         "export",
         help="a trained policy as TorchScript or ONNX",
@@ -35,7 +38,9 @@ def add_parsers(commands: Any) -> None:
         allow_abbrev=False,
     )
     export.add_argument("--format", choices=("torchscript", "onnx"), default="torchscript")
-    export.add_argument("--out", type=Path, metavar="FILE", help="default: policy.pt or policy.onnx in the run's folder")
+    export.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: policy.pt or policy.onnx in the run's folder"
+    )
     for command, episodes in ((evaluate, 100), (watch, 1), (export, 2)):
         command.add_argument("run", type=Path, help="folder of a finished run")
         command.add_argument("--episodes", type=int, default=episodes, help=f"how many (default: {episodes})")
@@ -68,8 +73,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if any(row["success"] is not None for row in rows):
         columns.append(("success", [float(bool(row["success"])) for row in rows]))
     for name, values in columns:
-        spread = (sum((v - sum(values) / len(values)) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
-        print(f"{name:8} mean {sum(values) / len(values):9.2f}   std {spread:8.2f}   {min(values):9.2f} to {max(values):.2f}")
+        mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"{name:8} mean {mean:9.2f}   std {spread:8.2f}   {min(values):9.2f} to {max(values):.2f}")
     return 0
 
 

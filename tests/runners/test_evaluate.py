@@ -105,7 +105,9 @@ def test_episodes_end_at_their_own_time(tiny):
 
 def test_a_policy_gone_wrong_is_noticed(tiny):
     with pytest.raises(FloatingPointError, match="non-finite action at step 0"):
-        evaluator_of(datasets.load(tiny))(lambda obs, history: torch.full((len(obs), 1), float("nan")), [2**31], draws())
+        evaluator_of(datasets.load(tiny))(
+            lambda obs, history: torch.full((len(obs), 1), float("nan")), [2**31], draws()
+        )
 
 
 def test_seeds_of_evaluation_and_training_never_meet():
