@@ -1,164 +1,231 @@
-"""SAC from scratch: the online baseline of the hybrid protocol, by stable-baselines3.
+"""SAC from scratch (Haarnoja et al. 2018): the online baseline of the hybrid protocol.
 
-Networks, losses and updates are stable-baselines3's (Haarnoja et al. 2018; `SAC.train` does every gradient step here);
-this file gives it the house's training environment, replay buffer, evaluation and records, so that its results land in
-the same files as those of the methods that are given data. It never sees a transition of the dataset, which only names
-the environment and the reference scores.
+Soft actor-critic with a tuned temperature, in the environment of a dataset and without its data, which only name the
+environment and the reference scores. The update is stable-baselines3's, and so are the defaults, except for the random
+first steps. Truncated episodes bootstrap, terminated ones do not.
 
-Defaults are stable-baselines3's, except for the random first steps (100 there; 5000 as the hybrid methods have it).
-Truncated episodes bootstrap, terminated ones do not.
+Equations, deviations, results: docs/algorithms/sac.md.
 
-stable-baselines3 draws its initial weights and its actions from the global stream of torch. A run seeds it and keeps
-it in its checkpoints; batches are drawn by the run's own generator. So this file resumes to the bit like every other.
-
-Run: `python algos/sac.py --dataset hoard/pendulum/mixed-v0 --online-steps 20000`.
+Run: python algos/sac.py --dataset hoard/pendulum/mixed-v0 --online-steps 20000
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
-from stable_baselines3 import SAC
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
-from hoard.envs import make_env
-from hoard.runners import History, Run, main
+from hoard.runners import Run, main
+from hoard.runners.nn import frozen_copy, gradient_step, linear, polyak_update
 
 
 @dataclass
 class Config:
-    """SAC from scratch in the environment of a dataset."""
+    """SAC from scratch, in the environment of a dataset. Defaults follow stable-baselines3."""
 
     # --- experiment ---
-    dataset: str = "hoard/pendulum/mixed-v0"  # names the environment and the reference scores; its data are not used
+    dataset: str = "hoard/pendulum/mixed-v0"  # dataset id: hoard/..., a Minari id, or d4rl:NAME
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
-    updates: int = 0  # offline updates: there are none, anything else is refused
-    online_steps: int = 100_000  # environment steps
-    log_every: int = 1000  # environment steps per row of training metrics
-    eval_every: int = 5000  # environment steps between evaluations
+    updates: int = 0  # offline updates: there are none, anything but 0 is refused
+    online_steps: int = 100_000  # environment steps; *_every count steps there
+    log_every: int = 1000  # updates or steps per row of training metrics
+    eval_every: int = 5000  # updates or steps between evaluations
     eval_episodes: int = 10  # episodes of each evaluation on the way
     final_eval_episodes: int = 100  # episodes of the last one, which is the score
-    checkpoint_every: int = 5000  # environment steps between checkpoints, which wait for the end of an episode
+    checkpoint_every: int = 5000  # updates or steps between checkpoints; online they wait for the end of the episode
     # --- optimisation ---
-    batch_size: int = 256  # transitions per update
-    lr: float = 3e-4  # Adam's step size for actor, critics and temperature
-    hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers of actor and critics
+    batch_size: int = 256  # transitions per update, drawn with replacement
+    lr: float = 3e-4  # Adam's step size
+    hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers of every network
     # --- SAC ---
     discount: float = 0.99  # gamma
-    target_tau: float = 0.005  # Polyak step of the target critics
-    updates_per_step: int = 1  # gradient updates per environment step
+    target_tau: float = 0.005  # Polyak step of the target critic
     start_steps: int = 5000  # uniformly random actions at first, without updates
-    target_entropy: float | None = None  # of the policy, in nats; None is -action_dim
-    alpha: float | None = None  # fixed temperature; None tunes it to the target entropy
-    init_alpha: float = 1.0  # where the tuning starts
+    updates_per_step: int = 1  # gradient updates per environment step
+    alpha: float | None = None  # fixed temperature; none tunes it to the target entropy
+    init_alpha: float = 1.0  # temperature at the start, where it is tuned
+    target_entropy: float = -1.0  # of the policy, in nats per action dimension
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense, naming what would be right."""
+        if self.updates:
+            raise ValueError(f"updates {self.updates}: SAC has no offline phase; use updates 0 and online_steps")
+        if self.alpha is not None and self.alpha < 0:
+            raise ValueError(f"alpha {self.alpha}: must not be negative")
 
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, dict[str, Any]] = {"sac": {}}
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 
-class Batches:
-    """Our replay buffer in the shape that stable-baselines3 samples from."""
-
-    def __init__(self, buffer: ReplayBuffer, generator: torch.Generator) -> None:
-        self.buffer, self.generator = buffer, generator
-
-    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
-        batch = self.buffer.sample(batch_size, self.generator)
-        return ReplayBufferSamples(
-            observations=batch["obs"],
-            actions=batch["action"],
-            next_observations=batch["next_obs"],
-            dones=batch["terminated"][:, None],
-            rewards=batch["reward"][:, None],
-        )
+# --- networks ---
 
 
-class Temperature:
-    """The entropy coefficient, which is no part of stable-baselines3's policy, in the form of a registered object."""
+class Actor(nn.Module):
+    """A Gaussian squashed by tanh to [-1, 1], its standard deviation dependent on the state."""
 
-    def __init__(self, sac: SAC) -> None:
-        self.sac = sac
+    def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        sizes = [obs_dim, *cfg.hidden, 2 * action_dim]
+        self.layers = nn.ModuleList(linear(a, b, generator, "torch") for a, b in pairwise(sizes))
 
-    def state_dict(self) -> dict[str, Any]:
-        if self.sac.ent_coef_optimizer is None or self.sac.log_ent_coef is None:
-            return {}
-        return {"log_alpha": self.sac.log_ent_coef.detach().clone(), "adam": self.sac.ent_coef_optimizer.state_dict()}
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-std before the tanh, each (B, action_dim)."""
+        x = obs
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.sac.ent_coef_optimizer is None or self.sac.log_ent_coef is None:
-            return
-        with torch.no_grad():
-            self.sac.log_ent_coef.copy_(state["log_alpha"])
-        self.sac.ent_coef_optimizer.load_state_dict(state["adam"])
+    def sample(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A reparameterised action, (B, action_dim), and its log-density, (B,)."""
+        mean, log_std = self(obs)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return squash(mean, log_std, noise)
+
+    def act(self, obs: Tensor) -> Tensor:
+        """The image of the mean, tanh(mean)."""
+        return torch.tanh(self(obs)[0])
+
+    @torch.no_grad()
+    def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """A sampled action."""
+        return self.sample(obs, generator)[0]
+
+
+def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(mean + std * noise) and its log-density; log(1 - tanh(u)^2) in the form that does not overflow."""
+    u = mean + log_std.exp() * noise
+    log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_prob = log_prob - 2 * (math.log(2) - u - F.softplus(-2 * u))
+    return torch.tanh(u), log_prob.sum(dim=-1)
+
+
+class Critic(nn.Module):
+    """Two Q functions of (obs, action), returned as (2, B). Layer k of both is one weight (2, in, out)."""
+
+    def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        n, device = 2, generator.device
+        sizes = list(pairwise([obs_dim + action_dim, *cfg.hidden, 1]))
+        self.weights = nn.ParameterList(nn.Parameter(torch.empty(n, a, b, device=device)) for a, b in sizes)
+        self.biases = nn.ParameterList(nn.Parameter(torch.empty(n, 1, b, device=device)) for _, b in sizes)
+        for (inputs, _), weight, bias in zip(sizes, self.weights, self.biases):
+            bound = 1 / math.sqrt(inputs)
+            nn.init.uniform_(weight, -bound, bound, generator=generator)
+            nn.init.uniform_(bias, -bound, bound, generator=generator)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([obs, action], dim=-1).expand(len(self.weights[0]), -1, -1)
+        last = len(self.weights) - 1
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, x, weight)
+            if k < last:
+                x = torch.relu(x)
+        return x.squeeze(-1)
+
+
+class Alpha(nn.Module):
+    """The temperature; its logarithm is learnt."""
+
+    def __init__(self, start: float, device: torch.device) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(math.log(start), device=device))
+
+    def forward(self) -> Tensor:
+        return self.log.exp()
+
+
+# --- losses: a scalar and detached metrics ---
+
+
+def critic_loss(
+    critic: Critic,
+    target: Critic,
+    actor: Actor,
+    alpha: Tensor,
+    batch: dict[str, Tensor],
+    cfg: Config,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        next_action, log_prob = actor.sample(batch["next_obs"], generator)
+        next_q = target(batch["next_obs"], next_action)
+        value = next_q.amin(dim=0) - alpha * log_prob
+        backup = batch["reward"] + cfg.discount * (1 - batch["terminated"]) * value
+    q = critic(batch["obs"], batch["action"])
+    loss = 0.5 * (q - backup).square().mean(dim=1).sum()
+    return loss, {"losses/critic": loss.detach(), "values/q": q.detach().mean()}
+
+
+def actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """`q` (2, B) and `log_prob` (B,) of the actor's own actions."""
+    loss = (alpha * log_prob - q.amin(dim=0)).mean()
+    return loss, {"losses/actor": loss.detach(), "policy/entropy": -log_prob.detach().mean()}
+
+
+def alpha_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Its descent raises the temperature while the entropy is below its target."""
+    loss = log_alpha * (entropy - target_entropy)
+    return loss, {"losses/alpha": loss.detach()}
+
+
+# --- training ---
 
 
 def train(cfg: Config, run: Run) -> None:
-    if cfg.updates:
-        raise ValueError(f"updates {cfg.updates}: SAC from scratch has no offline stage; its budget is online_steps")
-    if cfg.init_alpha <= 0:
-        raise ValueError(f"init_alpha {cfg.init_alpha} must be positive")
-    env, device = run.training_env(), run.device
-    spec = run.dataset.env_spec
-    assert spec is not None  # training_env has refused a dataset without one
-    sac = SAC(
-        "MlpPolicy",
-        make_env(spec),
-        learning_rate=cfg.lr,
-        buffer_size=1,  # its own buffer is replaced below
-        batch_size=cfg.batch_size,
-        tau=cfg.target_tau,
-        gamma=cfg.discount,
-        ent_coef=f"auto_{cfg.init_alpha}" if cfg.alpha is None else cfg.alpha,
-        target_entropy="auto" if cfg.target_entropy is None else cfg.target_entropy,
-        policy_kwargs={"net_arch": list(cfg.hidden)},
-        device=device,
-    )
-    sac.set_logger(Logger(folder=None, output_formats=[]))
-    buffer = ReplayBuffer(None, device, cfg.online_steps, run.dataset.obs_dim, run.dataset.action_dim)
-    sac.replay_buffer = Batches(buffer, run.generator)  # type: ignore[assignment]
-    policy = sac.policy
-    low, high = env.action_space.low, env.action_space.high
-    center, half_range = (torch.as_tensor(x, device=device) for x in ((high + low) / 2, (high - low) / 2))
+    dataset, device, generator = run.dataset, run.device, run.generator
+    buffer = ReplayBuffer(None, device, cfg.online_steps, dataset.obs_dim, dataset.action_dim)
+    actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
+    critic = Critic(cfg, dataset.obs_dim, dataset.action_dim, generator)
+    alpha = Alpha(cfg.init_alpha, device)
+    target = frozen_copy(critic)
+    networks = {"actor": actor, "critic": critic, "alpha": alpha}
+    optimizers = {name: torch.optim.Adam(net.parameters(), lr=cfg.lr, fused=True) for name, net in networks.items()}
+    fixed_alpha = None if cfg.alpha is None else torch.tensor(cfg.alpha, device=device)
 
-    def act(obs: Tensor, history: History | None = None, deterministic: bool = True) -> Tensor:
-        """Actions in environment units."""
-        action = policy.actor(obs, deterministic=deterministic)
-        return center + half_range * action
+    def update(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        obs = batch["obs"]
+        temperature = alpha().detach() if fixed_alpha is None else fixed_alpha
+        action, log_prob = actor.sample(obs, generator)
+        # temperature: towards the target entropy; the other steps still use the one before
+        metrics = {"policy/alpha": temperature}
+        if fixed_alpha is None:
+            entropy = -log_prob.detach().mean()
+            loss, of_alpha = alpha_loss(alpha.log, entropy, cfg.target_entropy * dataset.action_dim)
+            gradient_step(optimizers["alpha"], loss)
+            metrics |= of_alpha
+        # Q: towards r + discount * (the smaller target Q of the policy's next action + its entropy bonus)
+        loss, of_critic = critic_loss(critic, target, actor, temperature, batch, cfg, generator)
+        gradient_step(optimizers["critic"], loss)
+        # policy: towards actions of high Q and high entropy
+        critic.requires_grad_(False)  # the actor's loss needs no gradient of the critics' weights
+        loss, of_actor = actor_loss(critic(obs, action), log_prob, temperature)
+        gradient_step(optimizers["actor"], loss)
+        critic.requires_grad_(True)
+        polyak_update(target, critic, cfg.target_tau)
+        return metrics | of_critic | of_actor
 
-    run.register(
-        policy=policy,
-        actor_adam=policy.actor.optimizer,
-        critic_adam=policy.critic.optimizer,
-        temperature=Temperature(sac),
-        buffer=buffer,
-    )
+    env = run.training_env()
+    run.register(networks=networks, target=target, optimizers=optimizers, buffer=buffer)
     for _ in run.online(cfg.online_steps):
-        if run.env_step < cfg.start_steps:
-            unit = torch.rand(len(low), generator=run.generator, device=device).cpu().numpy()
-            action = low + (high - low) * unit
-        else:
-            with torch.no_grad():
-                action = act(torch.as_tensor(env.obs, device=device)[None], deterministic=False)[0].cpu().numpy()
-        obs, done, reward, next_obs, terminated, truncated = env.step(action)
-        scaled = np.asarray(2 * (done - low) / (high - low) - 1, np.float32)
-        buffer.add(obs, scaled, reward, next_obs, terminated, truncated)
-        if run.env_step > cfg.start_steps:
-            sac.train(cfg.updates_per_step, cfg.batch_size)
-            policy.set_training_mode(False)
-            run.update += cfg.updates_per_step
-            values = sac.logger.name_to_value
-            names = {"actor_loss": "losses/actor", "critic_loss": "losses/critic", "ent_coef": "policy/alpha"}
-            run.log({ours: torch.tensor(values[f"train/{theirs}"]) for theirs, ours in names.items()})
+        learning = run.env_step >= cfg.start_steps
+        action = actor.explore(env.obs, generator) if learning else env.random_action(generator)
+        buffer.add(*env.step(action))
+        if learning:
+            for _ in range(cfg.updates_per_step):
+                metrics = update(buffer.sample(cfg.batch_size, generator))
+            run.log(metrics, updates=cfg.updates_per_step)
         if run.evaluation_due:
-            run.evaluate(act)
+            run.evaluate(actor)
 
 
 if __name__ == "__main__":

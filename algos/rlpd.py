@@ -1,0 +1,260 @@
+"""RLPD: online RL with offline data (Ball, Smith, Kostrikov, Levine 2023, arXiv 2302.02948).
+
+SAC whose batches are half data and half experience, with an ensemble of critics under LayerNorm, the target's minimum
+over a few of them drawn anew at each step, and many critic steps per environment step.
+
+Defaults follow the authors' code for locomotion. Equations, deviations, settings by domain, results:
+docs/algorithms/rlpd.md. On a CPU, take `--critics 2` and `--updates-per-step` 1 to 5.
+
+Run: python algos/rlpd.py --dataset hoard/pendulum/mixed-v0 --online-steps 20000
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hoard.datasets import ReplayBuffer
+from hoard.runners import Run, main
+from hoard.runners.nn import frozen_copy, gradient_step, linear, polyak_update
+
+
+@dataclass
+class Config:
+    """RLPD: online with a dataset at hand. Defaults follow the authors' released code."""
+
+    # --- experiment ---
+    dataset: str = "hoard/pendulum/mixed-v0"  # dataset id: hoard/..., a Minari id, or d4rl:NAME
+    seed: int = 0  # seed of everything random in this run
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
+    threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    updates: int = 0  # rounds of `updates_per_step` on the dataset before the first environment step
+    online_steps: int = 250_000  # environment steps after them; *_every count steps there
+    log_every: int = 1000  # updates or steps per row of training metrics
+    eval_every: int = 5000  # updates or steps between evaluations
+    eval_episodes: int = 10  # episodes of each evaluation on the way
+    final_eval_episodes: int = 100  # episodes of the last one, which is the score
+    checkpoint_every: int = 5000  # updates or steps between checkpoints; online they wait for the end of the episode
+    # --- optimisation ---
+    batch_size: int = 256  # transitions per update, drawn with replacement
+    lr: float = 3e-4  # Adam's step size
+    hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers of every network
+    # --- data ---
+    offline_ratio: float = 0.5  # share of the dataset in every batch
+    offline_terminals: bool = True  # false bootstraps through the dataset's terminations
+    reward_scale: float = 1.0  # rewards trained on are reward_scale * (r + reward_shift), in data and replay alike
+    reward_shift: float = 0.0  # see reward_scale
+    # --- SAC ---
+    discount: float = 0.99  # gamma
+    target_tau: float = 0.005  # Polyak step of the target critic
+    start_steps: int = 5000  # uniformly random actions at first, without updates
+    init_alpha: float = 1.0  # temperature at the start
+    target_entropy: float = -0.5  # of the policy, in nats per action dimension
+    # --- RLPD ---
+    updates_per_step: int = 20  # critic steps per environment step; the last one is followed by an actor step
+    critics: int = 10  # size of the ensemble
+    target_min: int = 2  # target critics, drawn at each step, whose minimum is the target
+    actor_q: Literal["min", "mean"] = "mean"  # of all critics: what the actor maximises
+    layer_norm: bool = True  # after each hidden layer of the critics, before the ReLU
+    backup_entropy: bool = True  # whether the target contains the entropy of the next action
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense, naming what would be right."""
+        if not 1 <= self.target_min <= self.critics:
+            raise ValueError(f"target_min {self.target_min}: must lie between 1 and critics = {self.critics}")
+
+
+PRESETS: dict[str, dict[str, Any]] = {"rlpd": {}}
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+
+
+# --- networks ---
+
+
+class Actor(nn.Module):
+    """A Gaussian squashed by tanh to [-1, 1], its standard deviation dependent on the state."""
+
+    def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        sizes = [obs_dim, *cfg.hidden, 2 * action_dim]
+        self.layers = nn.ModuleList(linear(a, b, generator, "xavier") for a, b in pairwise(sizes))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-std before the tanh, each (B, action_dim)."""
+        x = obs
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def sample(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A reparameterised action, (B, action_dim), and its log-density, (B,)."""
+        mean, log_std = self(obs)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return squash(mean, log_std, noise)
+
+    def act(self, obs: Tensor) -> Tensor:
+        """The image of the mean, tanh(mean)."""
+        return torch.tanh(self(obs)[0])
+
+    @torch.no_grad()
+    def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """A sampled action."""
+        return self.sample(obs, generator)[0]
+
+
+def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(mean + std * noise) and its log-density; log(1 - tanh(u)^2) in the form that does not overflow."""
+    u = mean + log_std.exp() * noise
+    log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_prob = log_prob - 2 * (math.log(2) - u - F.softplus(-2 * u))
+    return torch.tanh(u), log_prob.sum(dim=-1)
+
+
+class Critic(nn.Module):
+    """E Q functions of (obs, action), returned as (E, B). Layer k of all is one weight (E, in, out)."""
+
+    def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        n, device = cfg.critics, generator.device
+        sizes = list(pairwise([obs_dim + action_dim, *cfg.hidden, 1]))
+        self.weights = nn.ParameterList(nn.Parameter(torch.empty(n, a, b, device=device)) for a, b in sizes)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(n, 1, b, device=device)) for _, b in sizes)
+        for weight in self.weights:
+            for member in weight:
+                nn.init.xavier_uniform_(member, generator=generator)
+        widths = cfg.hidden if cfg.layer_norm else ()  # each member's LayerNorm has its own scale and shift
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(n, 1, width, device=device)) for width in widths)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(n, 1, width, device=device)) for width in widths)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([obs, action], dim=-1).expand(len(self.weights[0]), -1, -1)
+        last = len(self.weights) - 1
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, x, weight)
+            if k < last:
+                if len(self.scales):
+                    x = F.layer_norm(x, x.shape[-1:], eps=1e-6) * self.scales[k] + self.shifts[k]
+                x = torch.relu(x)
+        return x.squeeze(-1)
+
+
+class Alpha(nn.Module):
+    """The temperature; its logarithm is learnt."""
+
+    def __init__(self, start: float, device: torch.device) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(math.log(start), device=device))
+
+    def forward(self) -> Tensor:
+        return self.log.exp()
+
+
+# --- losses: a scalar and detached metrics ---
+
+
+def critic_loss(
+    critic: Critic,
+    target: Critic,
+    actor: Actor,
+    alpha: Tensor,
+    batch: dict[str, Tensor],
+    cfg: Config,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        next_action, log_prob = actor.sample(batch["next_obs"], generator)
+        next_q = target(batch["next_obs"], next_action)
+        if cfg.target_min < cfg.critics:
+            next_q = next_q[torch.randperm(cfg.critics, generator=generator, device=next_q.device)[: cfg.target_min]]
+        value = next_q.amin(dim=0)
+        if cfg.backup_entropy:
+            value = value - alpha * log_prob
+        backup = batch["reward"] + cfg.discount * (1 - batch["terminated"]) * value
+    q = critic(batch["obs"], batch["action"])
+    loss = (q - backup).square().mean()
+    return loss, {"losses/critic": loss.detach(), "values/q": q.detach().mean()}
+
+
+def actor_loss(q: Tensor, log_prob: Tensor, alpha: Tensor, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:
+    """`q` (E, B) and `log_prob` (B,) of the actor's own actions."""
+    q = q.amin(dim=0) if cfg.actor_q == "min" else q.mean(dim=0)
+    loss = (alpha * log_prob - q).mean()
+    return loss, {"losses/actor": loss.detach(), "policy/entropy": -log_prob.detach().mean()}
+
+
+def alpha_loss(alpha: Tensor, entropy: Tensor, target_entropy: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Its descent raises the temperature while the entropy is below its target."""
+    loss = alpha * (entropy - target_entropy)
+    return loss, {"losses/alpha": loss.detach(), "policy/alpha": alpha.detach()}
+
+
+# --- training ---
+
+
+def train(cfg: Config, run: Run) -> None:
+    dataset, device, generator = run.dataset, run.device, run.generator
+    rewards = {"reward_scale": cfg.reward_scale, "reward_shift": cfg.reward_shift}
+    buffer = ReplayBuffer(dataset, device, cfg.online_steps, clip_actions=1e-5, **rewards)
+    if not cfg.offline_terminals:
+        buffer.terminated.zero_()  # holds the dataset's only: nothing is online yet
+    actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
+    critic = Critic(cfg, dataset.obs_dim, dataset.action_dim, generator)
+    alpha = Alpha(cfg.init_alpha, device)
+    target = frozen_copy(critic)
+    networks = {"actor": actor, "critic": critic, "alpha": alpha}
+    optimizers = {name: torch.optim.Adam(net.parameters(), lr=cfg.lr, fused=True) for name, net in networks.items()}
+
+    def update_critic(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Q: towards r + discount * (the smallest of a few target Q of the policy's next action + its entropy bonus)
+        loss, metrics = critic_loss(critic, target, actor, alpha().detach(), batch, cfg, generator)
+        gradient_step(optimizers["critic"], loss)
+        polyak_update(target, critic, cfg.target_tau)
+        return metrics
+
+    def update_actor(obs: Tensor) -> dict[str, Tensor]:
+        # policy: towards actions of high Q and high entropy
+        critic.requires_grad_(False)  # the actor's loss needs no gradient of the critics' weights
+        action, log_prob = actor.sample(obs, generator)
+        loss, metrics = actor_loss(critic(obs, action), log_prob, alpha().detach(), cfg)
+        gradient_step(optimizers["actor"], loss)
+        critic.requires_grad_(True)
+        # temperature: towards the target entropy
+        loss, of_alpha = alpha_loss(alpha(), metrics["policy/entropy"], cfg.target_entropy * dataset.action_dim)
+        gradient_step(optimizers["alpha"], loss)
+        return metrics | of_alpha
+
+    def update(offline_ratio: float) -> dict[str, Tensor]:
+        """`updates_per_step` critic steps, each on a fresh batch, then one actor step on the last."""
+        for _ in range(cfg.updates_per_step):
+            batch = buffer.sample(cfg.batch_size, generator, offline_ratio)
+            metrics = update_critic(batch)
+        return metrics | update_actor(batch["obs"])
+
+    env = run.training_env() if cfg.online_steps else None
+    run.register(networks=networks, target=target, optimizers=optimizers, buffer=buffer)
+    for _ in run.loop(cfg.updates):
+        run.log(update(offline_ratio=1.0))
+        if run.evaluation_due:
+            run.evaluate(actor)
+    if env is None:
+        return
+
+    for _ in run.online(cfg.online_steps):
+        learning = run.env_step >= cfg.start_steps
+        action = actor.explore(env.obs, generator) if learning else env.random_action(generator)
+        buffer.add(*env.step(action))
+        if learning:
+            run.log(update(cfg.offline_ratio), updates=cfg.updates_per_step)
+        if run.evaluation_due:
+            run.evaluate(actor)
+
+
+if __name__ == "__main__":
+    main(Config, train, PRESETS)
