@@ -259,9 +259,8 @@ def test_options_are_read_with_group_default_choices_and_comment():
 
 def test_links_out_of_the_site_become_text_or_lead_to_the_repository():
     page, uris = DOCS / "algorithms" / "iql.md", {ROOT / "experiments" / "README.md": "experiments/README.md"}
-    text = (
-        "[`iql.py`](../../algos/iql.py), [all](../../experiments/README.md#x), [web](https://example.org), [no](no.md)"
-    )
+    others = "[web](https://example.org), [no](no.md)"
+    text = f"[`iql.py`](../../algos/iql.py), [all](../../experiments/README.md#x), {others}"
     inside = f"[all](../experiments/README.md#x), {others}"
     assert hooks.relink(text, page, "algorithms/iql.md", uris, None) == f"`iql.py`, {inside}"
     linked = hooks.relink(text, page, "algorithms/iql.md", uris, "https://example.org/hoard/")
