@@ -55,7 +55,7 @@ test-slow: setup-dev ## full-size data and learning checks
 
 test-all: test test-slow ## both
 
-notebooks: setup-dev ## execute the notebooks in place, keeping their outputs
+notebooks: setup-dev ## execute the notebooks, with their outputs into results/notebooks
 	$(BIN)/python -m hoard.analysis.notebooks.execute
 
 docs: $(VENV)/.installed-docs ## build the site into build/site; a broken link fails

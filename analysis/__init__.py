@@ -1,1 +1,1 @@
-"""Result files -> statistics, tables, figures, report. Reads files only: no torch, no other part of hoard."""
+"""Result files -> statistics, tables, figures, report. Reads files only: no torch, and of hoard only the records."""

@@ -1,13 +1,19 @@
 """What an online phase cost and brought: score after k environment steps, steps to reach a level, regret.
 
-A seed's curve is the mean over the episodes of each of its evaluations, placed on the environment-step axis; where
-several evaluations share a step (an offline phase at step 0) the last one stands for it. Offline methods have no curve
-here: they are level lines in the figure and rows of the table of last scores.
+A seed's curve is the mean over the episodes of each of its evaluations, placed on the environment-step axis. Where
+several evaluations share a step (an offline phase at step 0) the last one stands for it. Between evaluations a seed's
+value is that of the latest one, so seeds need not be evaluated at the same steps.
+
+All methods of a dataset are compared over the same steps, from 0 to the smallest budget among them: a share of a
+budget, or a mean over it, says nothing beside that of another budget. Offline methods have no curve here: they are
+level lines in the figure and rows of the table of last scores.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,41 +23,102 @@ from hoard.analysis.results import Results
 
 LEVELS = {"score": 80.0, "success": 0.5}  # what counts as reached; a raw return has no such level
 BEST = {"score": 100.0, "success": 1.0}  # regret is the distance to this
-SHARES = (0.25, 0.5, 1.0)  # of the largest online budget on a dataset: where scores are read off
+SHARES = (0.25, 0.5, 1.0)  # of the common budget on a dataset: where scores are read off
+# Seeds of one budget end within an episode of each other. A last evaluation stands for so much more than its own steps.
+SLACK = 0.05
 
 
-def seed_curves(results: Results, dataset: str, method: str, measure: str) -> pd.DataFrame:
-    """Rows: environment steps of evaluations; columns: finished seeds; NaN where a seed was not evaluated."""
-    rows = tables.measured(results.finished)
-    rows = rows[(rows["dataset"] == dataset) & (rows["method"] == method) & (rows["variant"] == "")]
-    means = tables.group_means(rows.groupby(["seed", "update", "env_step"], sort=True)[[measure]]).reset_index()
-    return means.drop_duplicates(["seed", "env_step"], keep="last").pivot(
-        index="env_step", columns="seed", values=measure
-    )
+def seed_curves(results: Results, dataset: str, method: str, measure: str) -> dict[int, pd.Series]:
+    """A curve per seed: values by environment step, NaN where an evaluation was not finite.
+
+    A seed that diverged has its own evaluations, then its floor (see `tables.floors`) to the end.
+    """
+    rows = results.evaluations
+    own = rows[(rows["dataset"] == dataset) & (rows["method"] == method) & (rows["variant"] == "")]
+    return _seed_curves(results, own, measure)
+
+
+def _seed_curves(results: Results, own: pd.DataFrame, measure: str) -> dict[int, pd.Series]:
+    out = {}
+    for (seed, status), rows in own.groupby(["seed", "status"], sort=False):
+        if status == "finished":
+            out[int(seed)] = by_step(rows, "env_step", measure)
+    if own.empty or not results.cells["diverged"].any():
+        return out
+    dataset, method = own.iloc[0][["dataset", "method"]]
+    cells = results.cells
+    lost = cells.loc[cells["diverged"] & (cells["dataset"] == dataset) & (cells["method"] == method), "seed"]
+    end = max((curve.index.max() for curve in out.values()), default=0)
+    for seed in lost:
+        curve = by_step(own[own["seed"] == seed], "env_step", measure)
+        floor = float(tables.floors(results).loc[dataset, measure])
+        after = curve.index.max() + 1 if len(curve) else 0
+        out[int(seed)] = pd.concat([curve, pd.Series(floor, index=sorted({after, max(end, after)}))])
+    return out
+
+
+def by_step(rows: pd.DataFrame, x: str, measure: str) -> pd.Series:
+    """The evaluations of one seed by `x`, the last one of each."""
+    steps, values = rows[x].to_numpy(), rows[measure].to_numpy(float)
+    order = np.argsort(steps, kind="stable")
+    steps, values = steps[order], values[order]
+    last = np.append(steps[1:] != steps[:-1], True)[: len(steps)]
+    return pd.Series(values[last], index=steps[last])
+
+
+def on_grid(curves: Iterable[pd.Series]) -> pd.DataFrame:
+    """Several seeds' curves as step functions on all their steps: rows are steps, a column per seed.
+
+    From the first step at which every seed has been evaluated to the last that every seed reached, give or take SLACK.
+    """
+    curves = list(curves)
+    if not curves or any(curve.empty for curve in curves):
+        return pd.DataFrame(columns=range(len(curves)), dtype=float)
+    grid = np.unique(np.concatenate([curve.index.to_numpy() for curve in curves]))
+    first = max(curve.index[0] for curve in curves)
+    grid = grid[(grid >= first) & (grid <= reach(curves))]
+    wide = {n: curve.to_numpy()[np.searchsorted(curve.index, grid, side="right") - 1] for n, curve in enumerate(curves)}
+    return pd.DataFrame(wide, index=grid)
+
+
+def reach(curves: Iterable[pd.Series]) -> float:
+    """The last step that every one of the curves reached, give or take SLACK."""
+    lasts = [float(curve.index[-1]) for curve in curves]
+    return max(last for last in lasts if last <= min(lasts) * (1 + SLACK))
 
 
 def value_at(curve: pd.Series, step: float) -> float:
-    """The latest evaluation of one seed at or before `step`; NaN if there is none."""
-    known = curve.dropna()
-    known = known[known.index <= step]
+    """The latest evaluation of one seed at or before `step`; NaN if there is none, or if it was not finite."""
+    known = curve[curve.index <= step]
     return float(known.iloc[-1]) if len(known) else math.nan
 
 
 def steps_to(curve: pd.Series, level: float) -> float:
     """Environment steps until the first evaluation at or above `level`; infinite if there is none."""
-    reached = curve.dropna()
-    reached = reached[reached >= level]
+    reached = curve[curve >= level]
     return float(reached.index[0]) if len(reached) else math.inf
 
 
-def regret(curve: pd.Series, best: float) -> float:
-    """Mean over the online phase of (best - value) / best, by the trapezoidal rule between evaluations, 0 to the last.
+def steps_to_stay(curve: pd.Series, level: float) -> float:
+    """Environment steps until the first evaluation from which on all are at or above `level`; infinite if none is."""
+    below = np.flatnonzero(~(curve >= level).to_numpy())
+    first = int(below[-1]) + 1 if len(below) else 0
+    return float(curve.index[first]) if first < len(curve) else math.inf
 
-    Before the first evaluation its value stands. NaN if an evaluation is.
+
+def regret(curve: pd.Series, best: float, horizon: float | None = None) -> float:
+    """Mean over the steps from 0 to `horizon` of (best - value) / best, by the trapezoidal rule between evaluations.
+
+    Without a horizon, to the last evaluation. Before the first evaluation its value stands, after the last one that.
+    NaN if an evaluation is.
     """
     known = curve.sort_index()
     steps = np.concatenate([[0.0], known.index.to_numpy(float)])
     values = np.concatenate([known.to_numpy(float)[:1], known.to_numpy(float)])
+    if horizon is not None and len(known):
+        end = np.interp(horizon, steps, values)
+        before = steps < horizon
+        steps, values = np.append(steps[before], horizon), np.append(values[before], end)
     if steps[-1] == 0:
         return math.nan
     return float(np.trapezoid((best - values) / best, steps) / steps[-1])
@@ -59,48 +126,116 @@ def regret(curve: pd.Series, best: float) -> float:
 
 def online_table(results: Results, metric: str = "score", level: float = stats.LEVEL) -> tables.Table | None:
     """A row per dataset and method that took environment steps; None if none did."""
+    rows = results.evaluations
+    online = rows.loc[rows["env_step"] > 0, ["dataset", "method"]].drop_duplicates()
+    if online.empty:
+        return None
     measure = tables.measures(results, metric)
-    rows, display = [], []
+    planned = results.cells.groupby(["dataset", "method"]).size()
+    headline = dict(iter(rows[rows["variant"] == ""].groupby(["dataset", "method"], sort=False)))
+    out, cut = [], False
     for dataset in results.datasets:
-        curves = {m: seed_curves(results, dataset, m, measure[dataset]) for m in results.methods}
-        curves = {m: curve for m, curve in curves.items() if len(curve) and curve.index.max() > 0}
+        curves = {
+            method: found
+            for method in results.methods
+            if (dataset, method) in set(online.itertuples(index=False, name=None))
+            and (found := _seed_curves(results, headline[dataset, method], measure[dataset]))
+        }
         if not curves:
             continue
-        budget = max(curve.index.max() for curve in curves.values())
-        target, best = LEVELS.get(measure[dataset]), BEST.get(measure[dataset])
-        for method, curve in curves.items():
-            row = {"dataset": dataset, "method": method, "measure": measure[dataset], "seeds": curve.shape[1]}
-            shown = {"dataset": dataset, "method": method, "n": str(curve.shape[1])}
-            for share in SHARES:
-                step = min(int(share * budget), int(curve.index.max()))  # a method that stopped earlier shows its last
-                mean = stats.mean_interval([np.array([value_at(curve[seed], step) for seed in curve])], level=level)
-                name = f"{share:.0%} of steps"
-                row |= {f"steps_{share:g}": step, f"mean_{share:g}": mean.point}
-                row |= {f"low_{share:g}": mean.low, f"high_{share:g}": mean.high}
-                shown[name] = f"{_value(measure[dataset], mean.point)} at {step:,}"
-            if target is not None and best is not None:
-                reached = np.array([steps_to(curve[seed], target) for seed in curve])
-                middle = float(np.median(reached)) if len(reached) else math.inf
-                losses = np.array([regret(curve[seed], best) for seed in curve])
-                row |= {"level": target, "steps_to_level": middle, "reached": int(np.isfinite(reached).sum())}
-                row |= {"regret": float(losses.mean())}
-                steps = f"{middle:,.0f}" if math.isfinite(middle) else tables.DASH
-                shown["steps to level"] = f"{steps} ({row['reached']}/{len(reached)})"
-                shown["regret"] = tables.number(float(losses.mean()), 2)
-            rows.append(row)
-            display.append(shown)
-    if not rows:
+        ends = {method: reach(own.values()) for method, own in curves.items()}
+        horizon = min(ends.values())
+        cut |= any(end > horizon * (1 + SLACK) for end in ends.values())
+        for method, own in curves.items():
+            counts = {"seeds": len(own), "planned": int(planned[dataset, method]), "horizon": horizon}
+            row: dict[str, Any] = {"dataset": dataset, "method": method, "measure": measure[dataset]} | counts
+            episodes = int(headline[dataset, method].groupby("seed")["episodes"].min().sum())
+            out.append(row | _row(list(own.values()), measure[dataset], horizon, ends[method], episodes, level))
+    if not out:
         return None
-    notes = (
-        "Means over finished seeds of the latest evaluation at or before the given number of environment steps; shares "
-        "are of the largest online budget on the dataset, and a method that stopped before shows its last evaluation. "
+    frame = pd.DataFrame(out)
+    return tables.Table(frame, _display(frame, level), tuple(_notes(frame, cut, level)), SPARE)
+
+
+SPARE = ("25 %", "own end", "50 %", "regret", "first")  # as in `tables`
+
+
+def _row(
+    curves: list[pd.Series], measure: str, horizon: float, end: float, episodes: int, level: float
+) -> dict[str, float]:
+    """The numbers of a method on a dataset, from the curves of its seeds."""
+    row: dict[str, float] = {}
+    for name, step in [*((f"{share:g}", int(share * horizon)) for share in SHARES), ("end", int(end))]:
+        values = [np.array([value_at(curve, step) for curve in curves])]
+        mean = _mean(values, measure, episodes, level)
+        row |= {f"steps_{name}": step, f"mean_{name}": mean.point, f"low_{name}": mean.low, f"high_{name}": mean.high}
+    target, best = LEVELS.get(measure), BEST.get(measure)
+    if target is None or best is None:
+        return row
+    for name, steps in (("first", steps_to), ("stays", steps_to_stay)):
+        reached = np.array([steps(curve, target) for curve in curves])
+        row |= {f"{name}_at_level": float(np.median(reached)), f"{name}_reached": int(np.isfinite(reached).sum())}
+    losses = _mean([np.array([regret(curve, best, horizon) for curve in curves])], measure, episodes, level)
+    return row | {"level": target, "regret": losses.point, "regret_low": losses.low, "regret_high": losses.high}
+
+
+def _mean(values: list[np.ndarray], measure: str, episodes: int, level: float) -> stats.Estimate:
+    """The mean over seeds; of rates, and of their distances to one, with an interval that stays in [0, 1]."""
+    if measure == "success":
+        return stats.rate_interval(values, episodes, level=level)
+    return stats.mean_interval(values, level=level)
+
+
+def _display(frame: pd.DataFrame, level: float) -> pd.DataFrame:
+    shown = []
+    for row in frame.to_dict("records"):
+        decimals = 2 if row["measure"] == "success" else 1
+        n = f"{row['seeds']}" if row["seeds"] == row["planned"] else f"{row['seeds']}/{row['planned']}"
+        cells = {"dataset": row["dataset"], "method": row["method"], "n": n, "steps": f"{int(row['horizon']):,}"}
+        for share in SHARES:
+            cells[f"{100 * share:g} % of steps"] = _interval(row, f"mean_{share:g}", f"{share:g}", decimals)
+        if (frame["steps_end"] > frame["horizon"] * (1 + SLACK)).any():
+            own = row["steps_end"] > row["horizon"] * (1 + SLACK)
+            text = f"{tables.number(row['mean_end'], decimals)} at {row['steps_end']:,}"
+            cells["own end"] = text if own else tables.DASH
+        if not math.isnan(row.get("level", math.nan)):
+            for name in ("first", "stays"):
+                steps, seeds = row[f"{name}_at_level"], row[f"{name}_reached"]
+                text = f"{steps:,.0f}" if math.isfinite(steps) else tables.DASH
+                cells["first at level" if name == "first" else "stays at level"] = (
+                    f"{text} ({seeds:.0f}/{row['seeds']})"
+                )
+            cells["regret"] = _interval(row, "regret", "", 2)
+        shown.append(cells)
+    return pd.DataFrame(shown).fillna(tables.DASH)
+
+
+def _interval(row: dict[str, float], point: str, name: str, decimals: int) -> str:
+    low, high = (row[f"{end}_{name}"] if name else row[f"{point}_{end}"] for end in ("low", "high"))
+    return tables.interval(row[point], low, high, decimals)
+
+
+def _notes(frame: pd.DataFrame, cut: bool, level: float) -> list[str]:
+    kind = "Wilson" if set(frame["measure"]) == {"success"} else "Student-t"
+    notes = [
+        f"Means over seeds with their {100 * level:g} % {kind} interval, after shares of the given number of steps. A "
+        "seed's value is its latest evaluation at or before that step, so seeds may be evaluated at different steps. "
         "Data that a method starts from are not counted as steps.",
-        f"Steps to level: median over seeds of the first evaluation at or above {LEVELS['score']:g} (normalised score) "
-        f"or {LEVELS['success']:g} (success rate); in brackets how many seeds got there. Regret: mean distance to 100 "
-        "(or to success 1) over the method's own online phase, as a share of it.",
-    )
-    return tables.Table(pd.DataFrame(rows), pd.DataFrame(display).fillna(tables.DASH), notes)
-
-
-def _value(measure: str, value: float) -> str:
-    return tables.number(value, 2 if measure == "success" else 1)
+    ]
+    if cut:
+        notes.append(
+            "Methods had different budgets: shares and regret are of the steps that all methods of a dataset took, the "
+            "smallest budget among them. “Own end” and the steps to the level are of a method's whole run; one that "
+            "stopped earlier might have got there later. Nothing is extended beyond a method's own steps."
+        )
+    if "level" in frame:
+        notes.append(
+            f"Level: {LEVELS['score']:g} (normalised score) or {LEVELS['success']:g} (success rate). First: the first "
+            "evaluation there, which one lucky evaluation can make. Stays: the first from which on all evaluations are "
+            "there. Medians over seeds (– if half of them never get there), in brackets how many did. Regret: mean "
+            "distance to 100 (or to success 1) over the steps, as a share of it, by the trapezoidal rule between "
+            "evaluations."
+        )
+    if (frame["seeds"] < frame["planned"]).any():
+        notes.append("n: seeds that count, of those planned. A diverged seed counts with its floor from then on.")
+    return notes

@@ -1,15 +1,17 @@
 """Two figures: learning curves and last scores with their intervals.
 
 Figures are plain `matplotlib.figure.Figure` objects: importing this module chooses no backend and opens no window.
-A method keeps its colour and line style in every figure of a suite, failed cells or not, because both follow its place
-in `cells.json`.
+An algorithm has the same colour in every figure of every suite. Methods differ in marker and line style as well, which
+follow their place in `cells.json`, so that nobody has to tell them apart by colour.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,31 +19,43 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from hoard.analysis import stats, tables
+from hoard.analysis import online, stats, tables
 from hoard.analysis.results import Results
 
 DPI = 130
 WIDTH = 10.0  # inches; text stays readable when a README scales the image to its column
 BAND_RESAMPLES = stats.MIN_RESAMPLES  # a curve has hundreds of points, each of which is an interval
 LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "*", "h", "p", "d", "8", "H")
+MARKED = 8  # markers along a curve
+# seaborn's "colorblind" palette, with violet and dark red for its yellow and light pink, which are too light for lines.
+PALETTE = (
+    "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#8b1a1a", "#949494", "#5d3a9b", "#56b4e9",
+)  # fmt: skip
+# Algorithms by place in the palette; where a suite compares two of one colour, marker and line style tell them apart.
+# Other algorithms get their place by their name.
+COLORS = {
+    "iql": 0, "bc": 1, "rcsl": 2, "mbrcsl": 3, "decision_transformer": 4, "decision_mamba": 5, "sac": 6, "rlpd": 7,
+    "moorl": 8, "drbc": 9, "drbc_tabular": 9, "hnpg": 4, "trpo": 5, "ucbvi": 7, "td3_bc": 6, "cql": 9, "cal_ql": 2,
+    "awac": 3, "rebrac": 8, "prdc": 7,
+}  # fmt: skip
 INK, FAINT = "#222222", "#8a8a8a"
 
 
 def curves(results: Results, metric: str = "score", *, resamples: int = BAND_RESAMPLES) -> Figure:
     """Learning curves: one panel per dataset, IQM over seeds with its bootstrap band."""
     measure, styles = tables.measures(results, metric), method_styles(results)
-    episodes = tables.measured(results.finished)
-    episodes = episodes[episodes["variant"] == ""]
+    rows = results.evaluations
+    rows = rows[(rows["status"] == "finished") & (rows["variant"] == "")]
     with style():
         figure, panels = _grid(len(results.datasets), height=2.9)
         for axes, dataset in zip(panels, results.datasets):
-            own = episodes[episodes["dataset"] == dataset]
+            own = rows[rows["dataset"] == dataset]
             x = "env_step" if (own["env_step"] > 0).any() else "update"
             for method in results.methods:
                 _curve(axes, own[own["method"] == method], x, measure[dataset], styles[method], resamples)
@@ -53,10 +67,17 @@ def curves(results: Results, metric: str = "score", *, resamples: int = BAND_RES
             axes.xaxis.set_major_locator(MaxNLocator(5))
             if own.empty:
                 _remark(axes, "no finished run", 0.5)
-        handles = [Line2D([], [], **styles[method], linewidth=2, label=method) for method in results.methods]
+        handles = [
+            Line2D([], [], **styles[method], linewidth=2, markersize=5, label=method) for method in results.methods
+        ]
         rows = math.ceil(len(handles) / (6 if len(results.datasets) > 1 else 3))  # one panel is a narrow figure
         figure.legend(handles=handles, loc="outside upper center", ncols=math.ceil(len(handles) / rows), frameon=False)
-        caption = f"line: IQM over seeds; band: {100 * stats.LEVEL:g} % bootstrap interval ({resamples:,} resamples)"
+        caption = (
+            f"line: IQM over finished seeds; band: {100 * stats.LEVEL:g} % bootstrap interval ({resamples:,} resamples)"
+            "; between evaluations a seed keeps the value of its latest one"
+        )
+        if results.cells["diverged"].any():
+            caption += f"; diverged seeds are not drawn: {int(results.cells['diverged'].sum())} in all"
         _caption(figure, caption)
     return figure
 
@@ -76,14 +97,16 @@ def comparison(results: Results, metric: str = "score", table: tables.Table | No
                 if method not in own.index:
                     continue
                 row, color = own.loc[method], styles[method]["color"]
-                seeds = values[(values["dataset"] == label) & (values["method"] == method)][measure]
+                seeds = values[(values["dataset"] == label) & (values["method"] == method)]
+                lost, seeds = seeds.loc[seeds["diverged"], measure], seeds.loc[~seeds["diverged"], measure]
                 axes.plot(seeds, np.full(len(seeds), place + 0.13), "o", color=color, alpha=0.45, ms=3.5, mew=0)
+                axes.plot(lost, np.full(len(lost), place + 0.13), "x", color=color, ms=5, mew=1.2)
                 axes.plot([row["iqm_low"], row["iqm_high"]], [place - 0.13] * 2, color=color, lw=2.4)
                 axes.plot(row["iqm"], place - 0.13, "D", color=color, ms=5.5, mec="white", mew=0.7)
-                if not row["seeds"]:
+                if not row["seeds"] + row["diverged"]:
                     _remark(axes, "no finished run", 1 - (place + 0.6) / len(results.methods))
                 elif row["seeds"] < row["planned"]:
-                    right = np.nanmax([row["iqm_high"], row["iqm"], *seeds])
+                    right = np.nanmax([row["iqm_high"], row["iqm"], *seeds, *lost])
                     text = f"{row['seeds']}/{row['planned']}"
                     look: dict[str, Any] = {"color": FAINT, "fontsize": 8, "va": "center"}
                     axes.annotate(text, (right, place), xytext=(7, 0), textcoords="offset points", **look)
@@ -99,18 +122,31 @@ def comparison(results: Results, metric: str = "score", table: tables.Table | No
         _caption(
             figure,
             f"diamond and bar: IQM over seeds with its {level:g} % bootstrap interval ({resamples:,} resamples); "
-            "dots: seeds" + ("; m/n: m of n seeds finished" if (frame["seeds"] < frame["planned"]).any() else ""),
+            "dots: seeds"
+            + ("; crosses: diverged seeds, at what they count with" if frame["diverged"].any() else "")
+            + ("; m/n: m of n seeds finished" if (frame["seeds"] < frame["planned"]).any() else ""),
         )
     return figure
 
 
 def method_styles(results: Results) -> dict[str, dict[str, Any]]:
-    """Colour and line style of each method: ten colour-blind-safe colours, then the same ones dashed."""
-    palette = sns.color_palette("colorblind").as_hex()
+    """Colour, line style and marker of each method: the colour is its algorithm's, the others follow its place."""
+    algos = dict(zip(results.cells["method"], results.cells["algo"]))
     return {
-        method: {"color": palette[place % len(palette)], "linestyle": LINE_STYLES[place // len(palette) % 4]}
+        method: {
+            "color": color_of(method, algos[method]),
+            "linestyle": LINE_STYLES[place // len(MARKERS) % 4 if len(results.methods) > len(MARKERS) else place % 4],
+            "marker": MARKERS[place % len(MARKERS)],
+        }
         for place, method in enumerate(results.methods)
     }
+
+
+def color_of(method: str, algo: str) -> str:
+    """The colour of an algorithm. A method is of the algorithm that its name begins with, else of its file's."""
+    known = [name for name in COLORS if re.fullmatch(rf"{name}(\d.*|[_ ].*)?", method)]
+    name = max(known, key=len) if known else algo
+    return PALETTE[COLORS.get(name, zlib.crc32(name.encode()) % len(PALETTE))]
 
 
 def png(figure: Figure) -> bytes:
@@ -123,25 +159,26 @@ def png(figure: Figure) -> bytes:
 def curve_points(rows: pd.DataFrame, x: str, measure: str, resamples: int = BAND_RESAMPLES) -> pd.DataFrame:
     """IQM over seeds and its interval at every x that all seeds reached: a point on fewer seeds would be another mix.
 
-    Where several evaluations share one x (an offline phase at environment step 0), the last one stands for it.
+    `rows` are evaluations of one method on one dataset. Where several share one x (an offline phase at environment step
+    0), the last one stands for it; between its evaluations a seed has the value of the latest.
     """
-    means = tables.group_means(rows.groupby(["seed", "update", "env_step"], sort=True)[[measure]]).reset_index()
-    wide = means.drop_duplicates(["seed", x], keep="last").pivot(index=x, columns="seed", values=measure)
-    wide = wide[means.groupby(x)["seed"].nunique() == rows["seed"].nunique()]
+    wide = online.on_grid(online.by_step(own, x, measure) for _, own in rows.groupby("seed"))
     points = [stats.bootstrap_interval([values], resamples=resamples) for values in wide.to_numpy()]
-    return pd.DataFrame(points, index=wide.index, columns=list(stats.Estimate._fields))
+    return pd.DataFrame(points, index=wide.index, columns=list(stats.Estimate._fields), dtype=float)
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, x: str, measure: str, style: dict[str, Any], resamples: int) -> None:
     if rows.empty:
         return
     points = curve_points(rows, x, measure, resamples)
+    if points.empty:  # no step that all seeds reached: seeds of different budgets
+        return
     if x == "env_step" and not points.index.any():
         # A method that takes no environment steps has no curve over them: a level line at its last score.
-        axes.axhline(points["point"].iloc[-1], **style | {"linestyle": (0, (4, 2))}, linewidth=1.4)
+        axes.axhline(points["point"].iloc[-1], **style | {"linestyle": (0, (4, 2))}, markersize=5, linewidth=1.4)
         return
-    marker = "o" if len(points) < 15 else None
-    axes.plot(points.index, points["point"], **style, marker=marker, markersize=3, linewidth=1.8)
+    every = max(1, math.ceil(len(points) / MARKED))
+    axes.plot(points.index, points["point"], **style, markevery=every, markersize=4, linewidth=1.8)
     axes.fill_between(points.index, points["low"], points["high"], color=style["color"], alpha=0.18, linewidth=0)
 
 
@@ -185,7 +222,15 @@ def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 @contextmanager
 def style() -> Iterator[None]:
-    settings = sns.axes_style("whitegrid") | {
+    settings: dict[Any, Any] = {
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.linestyle": "-",
+        "xtick.bottom": False,
+        "ytick.left": False,
+        "font.family": ["sans-serif"],
+        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same figure on every machine
+        "lines.solid_capstyle": "round",
         "font.size": 10,
         "axes.titlesize": 10.5,
         "axes.labelsize": 9.5,

@@ -1,134 +1,165 @@
-"""The report of one suite: `python -m hoard.analysis.report FOLDER` with the folder that holds `cells.json`.
+"""The report of one suite, or of single runs: `python -m hoard.analysis.report FOLDER`.
 
-Writes beside it `episodes.parquet` (the joined rows, enough to rebuild everything here), `table.md`, `table.csv`, two
-figures and `report.html`, one file that opens anywhere without a network. Building twice writes the same content.
+FOLDER holds `cells.json`, or is a run's own, or has runs beneath it. Written into it: `table.md`, `table.csv`, two
+figures and `report.html`, one file that opens anywhere without a network; in a suite's folder also `episodes.parquet`,
+the joined rows, enough to rebuild everything. Building twice writes the same content.
+
+Where neither the results nor the code have changed since, nothing is built again: `.report.json` remembers what the
+report was made of. This module imports nothing heavy, so that such a report is there at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import jinja2
+from hoard.records.errors import BadInput
+from hoard.records.files import read_json, write_json
+from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, PROVENANCE, STATUS
 
-from hoard.analysis import online, plots, published, results, tables
-from hoard.analysis.results import Results
+if TYPE_CHECKING:
+    from hoard.analysis.results import Results
 
-HERE = Path(__file__).parent
-WIDE = ("measure", "mean ± std", "return", "success")  # columns that only the written tables have room for
-
-
-@dataclass(frozen=True)
-class Paths:
-    """What `build` wrote."""
-
-    episodes: Path
-    markdown: Path
-    csv: Path
-    curves: Path
-    comparison: Path
-    html: Path
+METRICS = ("score", "return", "success")
+STAMP = ".report.json"
+_HERE = Path(__file__).resolve().parent
+_LIBRARIES = ("numpy", "pandas", "pyarrow", "scipy", "matplotlib", "jinja2")  # which could draw or count differently
+_CELLS = "cells.json"
+_RUN_FILES = CONFIG, STATUS, PROVENANCE, ALGORITHM
 
 
 @dataclass(frozen=True)
-class Section:
-    """One table of the report under its heading."""
+class Report:
+    """What `build` wrote, and the text for the terminal."""
 
-    title: str
-    table: tables.Table
+    folder: Path
+    text: str
+
+    @property
+    def episodes(self) -> Path:
+        return self.folder / EPISODES
+
+    @property
+    def markdown(self) -> Path:
+        return self.folder / "table.md"
+
+    @property
+    def csv(self) -> Path:
+        return self.folder / "table.csv"
+
+    @property
+    def curves(self) -> Path:
+        return self.folder / "figures" / "curves.png"
+
+    @property
+    def comparison(self) -> Path:
+        return self.folder / "figures" / "comparison.png"
+
+    @property
+    def html(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.markdown, self.csv, self.curves, self.comparison, self.html]
 
 
-def build(folder: str | Path, suite: str | None = None, metric: str = "score") -> Paths:
-    """Write the report of a suite folder, or of `folder/suite`; `metric` is "score" or "return"."""
+def build(
+    folder: str | Path, suite: str | None = None, metric: str | None = None, *, everything: bool = False
+) -> Report:
+    """Write the report of `folder`, or of `folder/suite`, unless it is there and up to date.
+
+    `metric` is "score", "return" or "success"; by default the suite's own. A suite that was last called for some of its
+    cells shows these, or all with `everything`.
+    """
     folder = Path(folder) / suite if suite else Path(folder)
-    loaded = results.load(folder)
-    sections = [*_sections(loaded, metric), Section("Settings", tables.settings_table(loaded))]
-    figures = {
-        "curves": plots.png(plots.curves(loaded, metric)),
-        "comparison": plots.png(plots.comparison(loaded, metric, sections[0].table)),
-    }
-    episodes = folder / "episodes.parquet"
-    if not loaded.archived:  # an archive is the source itself: reading it must not change it
-        results.write_table(loaded.episodes, folder)
-    return Paths(
-        episodes=episodes,
-        markdown=results.write_atomic(folder / "table.md", _markdown(sections)),
-        csv=results.write_atomic(folder / "table.csv", sections[0].table.csv()),
-        curves=results.write_atomic(folder / "figures" / "curves.png", figures["curves"]),
-        comparison=results.write_atomic(folder / "figures" / "comparison.png", figures["comparison"]),
-        html=results.write_atomic(folder / "report.html", _html(loaded, sections, figures)),
-    )
+    if metric is not None and metric not in METRICS:
+        raise BadInput(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+    stamp = _stamp(folder, metric, everything)  # before anything is read: what changes meanwhile makes it old
+    if (stored := _stored(folder, stamp)) is not None:
+        return Report(folder, stored)
+    from hoard.analysis import page
+
+    report = Report(folder, page.write(folder, metric, everything))
+    write_json(folder / STAMP, {"stamp": stamp, "text": report.text, "files": _states(report.files)})
+    return report
 
 
-def summary_text(loaded: Results, metric: str = "score") -> str:
-    """Last scores for the end of a sweep in the terminal, with the cells that are missing and how to read the rest."""
-    sections = _sections(loaded, metric)
-    parts = [f"{section.title}\n\n{section.table.text(omit=WIDE)}" for section in sections]
-    return "\n".join([*parts, *(f"* {note}" for note in sections[0].table.notes)]) + "\n"
+def summary_text(loaded: Results, metric: str | None = None) -> str:
+    """The text of a report of results at hand, without any file."""
+    from hoard.analysis import page
+
+    return page.text(loaded, metric)
 
 
-def _sections(loaded: Results, metric: str) -> list[Section]:
-    """The table of last scores, then the others where they have anything to say."""
-    optional = [
-        ("Missing cells", tables.missing_table(loaded)),
-        ("Over the online phase", online.online_table(loaded, metric)),
-        ("Beside published numbers", published.published_table(loaded)),
-        ("Variants", tables.variant_table(loaded, metric)),
-    ]
-    main = Section("Last scores", tables.score_table(loaded, metric))
-    return [main, *(Section(title, table) for title, table in optional if table)]
+def _stamp(folder: Path, metric: str | None, everything: bool) -> str:
+    """A hash of all that a report depends on: options, code, libraries and the files of the results."""
+    code = hashlib.sha256()
+    for path in sorted([*_HERE.glob("*.py"), *_HERE.glob("*.j2"), *_HERE.glob("*.toml")]):
+        code.update(path.read_bytes())
+    libraries = [metadata.version(name) for name in _LIBRARIES]
+    parts = [metric, everything, str(folder.resolve()), code.hexdigest(), libraries, _inputs(folder)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _markdown(sections: list[Section]) -> str:
-    parts = []
-    for section in sections:
-        notes = "".join(f"- {note}\n" for note in section.table.notes)
-        parts.append(f"## {section.title}\n\n{section.table.markdown()}" + (f"\n{notes}" if notes else ""))
-    return "\n".join(parts)
+def _inputs(folder: Path) -> list[Any]:
+    cells = folder / _CELLS
+    if not cells.is_file():
+        top = folder / "runs" if (folder / "runs").is_dir() else folder
+        runs = sorted({path.parent for path in top.rglob(_RUN_FILES[0])})
+        return [[str(run), *(_state(run / name) for name in (*_RUN_FILES, EPISODES))] for run in runs]
+    content = cells.read_bytes()
+    try:
+        runs = sorted({folder.parent / cell["run"] for cell in json.loads(content)["cells"] if cell["run"]})
+    except (ValueError, KeyError, TypeError):
+        runs = []  # a damaged file: building the report will say what is wrong
+    files = [run / EPISODES for run in runs]
+    if not any(run.is_dir() for run in runs):
+        files.append(folder / EPISODES)  # an archive
+    return [hashlib.sha256(content).hexdigest(), *(_state(path) for path in files)]
 
 
-def _html(loaded: Results, sections: list[Section], figures: dict[str, bytes]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(
-        suite=loaded.meta["suite"],
-        facts=_facts(loaded),
-        sections=sections,
-        figures={name: base64.b64encode(content).decode() for name, content in figures.items()},
-    )
+def _stored(folder: Path, stamp: str) -> str | None:
+    """The text of the report that is there, if it was made of the same and its files are as they were written."""
+    try:
+        known = read_json(folder / STAMP)
+        files = Report(folder, "").files
+        fresh = known["stamp"] == stamp and known["files"] == _states(files) and None not in known["files"]
+        return str(known["text"]) if fresh else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _facts(loaded: Results) -> dict[str, str]:
-    """Where the numbers come from, in the order of the report's head."""
-    finished = int((loaded.cells["status"] == "finished").sum())
-    facts = {
-        "command": loaded.meta.get("command"),
-        "created": loaded.meta.get("created"),
-        "cells": f"{finished} of {len(loaded.cells)} finished",
-    }
-    for name, value in (loaded.meta.get("provenance") or {}).items():
-        text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
-        facts[name.replace("_", " ")] = text
-    hashes = loaded.cells.dropna(subset=["data_hash"]).groupby("dataset", sort=False)["data_hash"].unique()
-    for dataset, found in hashes.items():
-        facts[f"data of {dataset}"] = ", ".join(str(one)[:16] for one in found)
-    return {name: str(value) for name, value in facts.items() if value is not None}
+def _states(files: Sequence[Path]) -> list[list[int] | None]:
+    return [_state(path) for path in files]
+
+
+def _state(path: Path) -> list[int] | None:
+    """What changes whenever a file is written: no clock can be set back on all of it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m hoard.analysis.report", description="Write the report of a suite.")
-    parser.add_argument("folder", type=Path, help="suite folder, the one that holds cells.json")
-    parser.add_argument("--metric", choices=tables.METRICS, default="score", help="what to compare (default: score)")
+    parser = argparse.ArgumentParser(prog="python -m hoard.analysis.report", description="Write the report of results.")
+    parser.add_argument("folder", type=Path, help="suite folder (the one that holds cells.json), or one of runs")
+    parser.add_argument("--metric", choices=METRICS, help="what to compare (default: the suite's own)")
+    parser.add_argument("--all", action="store_true", help="every cell, where the last call was for some of them")
     options = parser.parse_args(arguments)
     try:
-        paths = build(options.folder, metric=options.metric)
-    except results.ResultsError as error:
+        report = build(options.folder, metric=options.metric, everything=options.all)
+    except BadInput as error:
         parser.exit(1, f"error: {error}\n")
-    print(paths.html)
+    print(report.html)
 
 
 if __name__ == "__main__":

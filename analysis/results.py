@@ -1,77 +1,69 @@
 """Result files -> tables in memory, and back to one archive file.
 
-A suite folder holds `cells.json`: one entry per cell (method x dataset x seed) with its status. While the run folders
-exist, every cell's `episodes.parquet` is read from there; a committed archive has `cells.json` and one joined
-`episodes.parquet` instead. Nothing is skipped: a file that cannot be read, a missing column, a repeated row or a
-finished cell without its last evaluation raises `ResultsError` with the file's name, and a cell that never finished
-stays in `Results.cells` with its status.
+`load` reads three kinds of folders:
+
+- a suite's: `cells.json` names every cell (method x dataset x seed) with its status; the episodes stand in the run
+  folders beside it;
+- an archive: `cells.json` and one joined `episodes.parquet`, the run folders being gone;
+- a run's own folder, or one that has runs beneath it (`results`, `results/runs/iql`): no suite is needed.
+
+Nothing is skipped: a file that cannot be read, a missing column, a repeated row or a finished cell without its last
+evaluation raises `ResultsError` with the file's name. A cell that never finished stays in `Results.cells`.
 """
 
 from __future__ import annotations
 
+import ast
 import json
-import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
-STATUSES = ("finished", "failed", "interrupted", "running", "pending")
-CELL_FIELDS = (
-    "method", "algo", "dataset", "seed", "run", "status", "error",
-    "overrides", "wall_time", "updates_per_second", "data_hash",
-)  # fmt: skip
-CELL_KEY = ["method", "dataset", "seed"]
-
-RUN_SCHEMA = pa.schema(
-    [
-        ("schema_version", pa.int32()),
-        ("variant", pa.string()),
-        ("update", pa.int64()),
-        ("env_step", pa.int64()),
-        ("final", pa.bool_()),
-        ("episode", pa.int32()),
-        ("eval_seed", pa.int64()),
-        ("return", pa.float64()),
-        ("length", pa.int32()),
-        ("success", pa.bool_()),
-        ("score", pa.float64()),
-    ]
+from hoard.records.errors import BadInput
+from hoard.records.files import write_atomic
+from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, PROVENANCE, STATUS, status_of
+from hoard.records.schema import (
+    CELL_FIELDS,
+    CELL_KEY,
+    EPISODE_SCHEMA,
+    NULLABLE,
+    SCHEMA_VERSION,
+    STATUSES,
+    TABLE_SCHEMA,
 )
-TABLE_SCHEMA = pa.schema(
-    [
-        RUN_SCHEMA.field("schema_version"),
-        ("suite", pa.string()),
-        ("method", pa.string()),
-        ("algo", pa.string()),
-        ("dataset", pa.string()),
-        ("seed", pa.int64()),
-        *(field for field in RUN_SCHEMA if field.name != "schema_version"),
-        ("run", pa.string()),
-    ]
-)
-NULLABLE = {"success", "score"}  # no success signal, no reference scores
+
+CELLS = "cells.json"
+VALUES = ("return", "score", "success")  # what an evaluation measures
+_EVALUATION = ["cell", "variant", "update", "env_step", "final"]
 
 
-class ResultsError(ValueError):
+class ResultsError(BadInput):
     """A result file is damaged, incomplete or contradicts another one."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """One suite: a row per cell, a row per evaluation episode, and what `cells.json` says about the sweep itself."""
+    """Runs and their evaluations: a row per cell, a row per evaluation episode, and what is known of the sweep."""
 
     cells: pd.DataFrame
-    episodes: pd.DataFrame
+    table: pa.Table  # the episodes in TABLE_SCHEMA
     meta: dict[str, Any]
-    archived: bool = False  # read from a joined `episodes.parquet`, the run folders being gone
+    kind: str = "suite"  # or "archive", or "runs"
+    cell_of_row: np.ndarray | None = None  # which row of `cells` each episode belongs to
+
+    @property
+    def archived(self) -> bool:
+        return self.kind == "archive"
 
     @property
     def methods(self) -> list[str]:
@@ -82,62 +74,235 @@ class Results:
         return list(dict.fromkeys(self.cells["dataset"]))
 
     @cached_property
+    def episodes(self) -> pd.DataFrame:
+        """A row per evaluation episode, of unfinished cells too."""
+        return _to_pandas(self.table)
+
+    @cached_property
     def finished(self) -> pd.DataFrame:
-        """Episodes of finished cells, the only ones that count in statistics."""
-        keys = self.cells.loc[self.cells["status"] == "finished", CELL_KEY]
-        return self.episodes.merge(keys, on=CELL_KEY, how="inner")
+        """Episodes of finished cells."""
+        keep = (self.cells["status"] == "finished").to_numpy()[self._cell_of_row]
+        return self.episodes[keep].reset_index(drop=True)
+
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """A row per evaluation of every cell, in the order of cells and updates: means over its episodes.
+
+        A mean is NaN where any of its values is: averaging the others would hide an episode that diverged. `success` is
+        a rate, NaN where none was reported.
+        """
+        table = _numbered(self.table, self._cell_of_row)
+        wanted: list[Any] = [(name, "mean") for name in (*VALUES, "length")] + [([], "count_all")]
+        wanted += [(name, "count") for name in VALUES]
+        found = table.group_by(_EVALUATION).aggregate(wanted).to_pandas()
+        found = found.rename(columns={f"{name}_mean": name for name in (*VALUES, "length")} | {"count_all": "episodes"})
+        for name in VALUES:
+            found[name] = found[name].astype(float).where(found[f"{name}_count"] == found["episodes"])
+        found = found.sort_values(["cell", "update", "env_step", "variant"], kind="stable", ignore_index=True)
+        own = self.cells[["method", "dataset", "seed", "status", "diverged"]].iloc[found["cell"]].reset_index(drop=True)
+        return pd.concat(
+            [own, found[["variant", "update", "env_step", "final", "episodes", *VALUES, "length"]]], axis=1
+        )
+
+    @property
+    def _cell_of_row(self) -> np.ndarray:
+        return _cell_of_row(self.table, self.cells, "results") if self.cell_of_row is None else self.cell_of_row
+
+    def selection(self) -> Results:
+        """The cells that the suite's last call asked for; everything where it asked for everything."""
+        if self.cells["selected"].all():
+            return self
+        chosen = self.cells["selected"].to_numpy()
+        number = np.cumsum(chosen) - 1  # of each chosen cell among the chosen
+        keep = chosen[self._cell_of_row]
+        return replace(
+            self,
+            cells=self.cells[chosen].reset_index(drop=True),
+            table=self.table.filter(pa.array(keep)),
+            cell_of_row=number[self._cell_of_row[keep]],
+        )
 
 
-def load(folder: str | Path) -> Results:
-    """Read a suite folder from the run folders beside it, or from its `episodes.parquet` where these are gone."""
+def load(folder: str | Path, *, everything: bool = False) -> Results:
+    """Read a suite's folder, an archive, a run's folder or a folder of runs.
+
+    Where a suite was last called for some of its cells only (`selected` in `cells.json`), these are returned; with
+    `everything`, all that the suite ever ran.
+    """
     folder = Path(folder)
-    meta, cells = _read_cells(folder / "cells.json")
-    root, archive = folder.parent, folder / "episodes.parquet"
-    archived = archive.is_file() and not any((root / run).is_dir() for run in cells["run"].dropna())
-    if archived:
-        table = _read_parquet(archive, TABLE_SCHEMA)
-    else:
-        table = _join(root, meta["suite"], cells)
-    episodes = _to_pandas(table)
-    _check_agreement(cells, episodes, archive if archived else folder / "cells.json")
-    return Results(cells, episodes, meta, archived)
+    loaded = _load_suite(folder) if (folder / CELLS).is_file() else _load_runs(folder)
+    return loaded if everything else loaded.selection()
+
+
+def frame(folder: str | Path) -> pd.DataFrame:
+    """One row per evaluation episode of all runs in `folder` (see `load`): who, where, when, and what came of it.
+
+    Columns: suite, method, algo, dataset, seed, status (of the run), variant, update, env_step, final, episode,
+    eval_seed, return, score, success, length, run.
+    """
+    loaded = load(folder, everything=True)
+    status = loaded.cells["status"].to_numpy()[loaded._cell_of_row]
+    names = [
+        "suite", "method", "algo", "dataset", "seed", "status", "variant", "update", "env_step", "final", "episode",
+        "eval_seed", "return", "score", "success", "length", "run",
+    ]  # fmt: skip
+    return loaded.episodes.assign(status=status)[names]
 
 
 def collect(results_dir: str | Path, suite: str) -> pd.DataFrame:
     """Join the cells of `results_dir/suite` with the episodes in their run folders: one row per episode, none lost."""
-    path = Path(results_dir) / suite / "cells.json"
+    path = Path(results_dir) / suite / CELLS
     meta, cells = _read_cells(path)
-    episodes = _to_pandas(_join(Path(results_dir), meta["suite"], cells))
-    _check_agreement(cells, episodes, path)
-    return episodes
+    table, rows = _join(Path(results_dir), meta["suite"], cells)
+    _check_agreement(cells, table, rows, path)
+    return _to_pandas(table)
 
 
-def write_table(episodes: pd.DataFrame, folder: str | Path) -> Path:
+def run_folders(folder: str | Path) -> list[Path]:
+    """The folders of all runs at or beneath `folder`; of a results folder, those in its `runs`."""
+    folder = Path(folder)
+    if (folder / CONFIG).is_file():
+        return [folder]
+    top = folder / "runs" if (folder / "runs").is_dir() else folder
+    return sorted(path.parent for path in top.rglob(CONFIG))
+
+
+def write_table(episodes: pd.DataFrame | pa.Table, folder: str | Path) -> Path:
     """Write the joined episodes as `folder/episodes.parquet`, whole or not at all."""
-    # Float columns go in as numpy arrays: pandas would turn NaN into null, and a return of NaN must stay one.
-    columns = [
-        pa.array(episodes[field.name].to_numpy() if pa.types.is_floating(field.type) else episodes[field.name],
-                 type=field.type)
-        for field in TABLE_SCHEMA
-    ]  # fmt: skip
+    if isinstance(episodes, pd.DataFrame):
+        # Float columns go in as numpy arrays: pandas would turn NaN into null, and a return of NaN must stay one.
+        columns = [
+            pa.array(episodes[field.name].to_numpy() if pa.types.is_floating(field.type) else episodes[field.name],
+                     type=field.type)
+            for field in TABLE_SCHEMA
+        ]  # fmt: skip
+        episodes = pa.Table.from_arrays(columns, schema=TABLE_SCHEMA)
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(columns, schema=TABLE_SCHEMA), sink, compression="zstd")
-    return write_atomic(Path(folder) / "episodes.parquet", sink.getvalue().to_pybytes())
+    pq.write_table(episodes.combine_chunks(), sink, compression="zstd")
+    return write(Path(folder) / EPISODES, sink.getvalue().to_pybytes())
 
 
-def write_atomic(path: Path, content: bytes | str) -> Path:
+def write(path: Path, content: bytes | str) -> Path:
     """Write a file so that readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    write_atomic(path, lambda scratch: scratch.write_bytes(data))
     return path
+
+
+# --- the kinds of folders ---
+
+
+def _load_suite(folder: Path) -> Results:
+    meta, cells = _read_cells(folder / CELLS)
+    root, archive = folder.parent, folder / EPISODES
+    archived = archive.is_file() and not any((root / run).is_dir() for run in cells["run"].dropna())
+    if archived:
+        table = _read_parquet(archive, TABLE_SCHEMA)
+        rows = _cell_of_row(table, cells, archive)
+    else:
+        table, rows = _join(root, meta["suite"], cells)
+    _check_agreement(cells, table, rows, archive if archived else folder / CELLS)
+    return Results(cells, table, meta, "archive" if archived else "suite", rows)
+
+
+def _load_runs(folder: Path) -> Results:
+    """Runs that were started one by one: a cell for each run folder."""
+    folders = run_folders(folder) if folder.is_dir() else []
+    if not folders:
+        why = f"it has no {CELLS}, and no run's {CONFIG} beneath it" if folder.is_dir() else "there is no such folder"
+        raise ResultsError(f"no results in {folder}: {why}")
+    entries = [_entry(run, folder) for run in folders]
+    for entry, method in zip(entries, _method_names(entries)):
+        entry["method"] = method
+    cells = _cells_frame([{name: entry[name] for name in CELL_FIELDS} for entry in entries], folder)
+    meta: dict[str, Any] = {"suite": folder.resolve().name}
+    revisions = dict.fromkeys(revision for entry in entries for revision in entry["revisions"])
+    if revisions:
+        meta["provenance"] = {"revision": ", ".join(revisions)}
+    table, rows = _join(folder, meta["suite"], cells)
+    _check_agreement(cells, table, rows, folder)
+    return Results(cells, table, meta, "runs", rows)
+
+
+def _entry(run: Path, root: Path) -> dict[str, Any]:
+    """A run's cell, from its own files."""
+    with _named(run / CONFIG):
+        stored = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        algo, config, overrides = stored["algo"], stored["config"], stored.get("overrides") or {}
+        dataset, seed = config["dataset"], config["seed"]
+    with _named(run / STATUS):
+        status = status_of(run)
+    made: dict[str, Any] = {}
+    if (run / PROVENANCE).is_file():
+        with _named(run / PROVENANCE):
+            made = json.loads((run / PROVENANCE).read_text(encoding="utf-8"))
+    wall, update = status.get("wall_time"), status.get("update")
+    return {
+        "algo": algo,
+        "dataset": dataset,
+        "seed": seed,
+        "run": run.relative_to(root).as_posix(),
+        "status": status["status"],
+        "error": status.get("error"),
+        "overrides": overrides,
+        "wall_time": wall,
+        "updates_per_second": round(update / wall, 2) if wall and update else None,
+        "data_hash": (made.get("dataset") or {}).get("sha256"),
+        "revisions": made.get("revisions") or [],
+        "code": _code(run / ALGORITHM) or made.get("algo_sha256"),
+        "versions": made.get("versions"),
+    }
+
+
+def _code(path: Path) -> str | None:
+    """What an algorithm file says to Python, without comments and docstrings; None if the run kept none."""
+    if not path.is_file():
+        return None
+    with _named(path):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _method_names(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """The algorithm's name; where its runs differ in settings or code, numbered in the order of the folders.
+
+    Runs of one setting on one dataset and seed were made by other versions of libraries, from other data, or by other
+    shared code; they are told apart by as much of this as is known.
+    """
+
+    def clashes(keys: list[tuple[str, ...]]) -> set[str]:
+        counts = Counter(zip(keys, ((entry["dataset"], entry["seed"]) for entry in entries)))
+        return {key[0] for (key, _), count in counts.items() if count > 1}
+
+    keys: list[tuple[str, ...]] = [
+        (entry["algo"], _text(entry["overrides"]), _text(entry["code"])) for entry in entries
+    ]
+    if clashing := clashes(keys):
+        keys = [
+            (*key, _text(entry["versions"]), _text(entry["data_hash"])) if key[0] in clashing else key
+            for key, entry in zip(keys, entries)
+        ]
+    seen: Counter[Any] = Counter()
+    for number, (key, entry) in enumerate(zip(keys, entries)):
+        place = (key, entry["dataset"], entry["seed"])
+        seen[place] += 1
+        if seen[place] > 1:
+            keys[number] = (*key, f"again {seen[place]}")
+    known: dict[str, list[tuple[str, ...]]] = {}
+    for key in dict.fromkeys(keys):
+        known.setdefault(key[0], []).append(key)
+    return [key[0] if len(known[key[0]]) == 1 else f"{key[0]} #{known[key[0]].index(key) + 1}" for key in keys]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+# --- files ---
 
 
 @contextmanager
@@ -145,7 +310,7 @@ def _named(path: str | Path) -> Iterator[None]:
     """Give every failure to read a file the file's name."""
     try:
         yield
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise ResultsError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
 
@@ -159,7 +324,10 @@ def _read_cells(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     for field in ("suite", "cells"):
         if field not in meta:
             raise ResultsError(f"{path}: field {field!r} is missing")
-    entries = meta.pop("cells")
+    return meta, _cells_frame(meta.pop("cells"), path)
+
+
+def _cells_frame(entries: Sequence[dict[str, Any]], path: Path) -> pd.DataFrame:
     if not entries:
         raise ResultsError(f"{path}: lists no cell")
     for number, entry in enumerate(entries):
@@ -170,12 +338,38 @@ def _read_cells(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
             raise ResultsError(f"{path}: cell {number} has unknown status {entry['status']!r}")
         if entry["status"] == "finished" and entry["run"] is None:
             raise ResultsError(f"{path}: cell {number} is finished but names no run")
+        if not isinstance(entry.get("selected", True), bool):
+            raise ResultsError(f"{path}: cell {number} has selected {entry['selected']!r}, which is not true or false")
     cells = pd.DataFrame([[entry[field] for field in CELL_FIELDS] for entry in entries], columns=list(CELL_FIELDS))
     cells = cells.astype({"wall_time": float, "updates_per_second": float})
+    cells["selected"] = [entry.get("selected", True) for entry in entries]
+    # A run that left the numbers (nan or inf) tells of its method; one that crashed, of the machine or the code.
+    cells["diverged"] = [
+        entry["status"] == "failed" and "FloatingPointError" in (entry["error"] or "") for entry in entries
+    ]
+    _check_distinct(cells, path)
+    return cells
+
+
+def _check_distinct(cells: pd.DataFrame, path: Path) -> None:
+    """No cell twice, and no run that stands for two."""
     repeated = cells[cells.duplicated(CELL_KEY)]
     if len(repeated):
+        for dataset, own in cells.groupby("dataset", sort=False):
+            if own.duplicated(["method", "seed"], keep=False).all():
+                raise ResultsError(
+                    f"{path}: dataset {dataset} is in the suite twice, every one of its cells is listed twice; "
+                    "name it once"
+                )
         raise ResultsError(f"{path}: cell {_name(repeated.iloc[0])} is listed twice")
-    return meta, cells
+    runs = cells[cells["run"].notna()]
+    shared = runs[runs.duplicated("run", keep=False)]
+    if len(shared):
+        one, other = shared[shared["run"] == shared["run"].iloc[0]].iloc[:2].itertuples()
+        raise ResultsError(
+            f"{path}: {_name(cells.loc[one.Index])} and {_name(cells.loc[other.Index])} are the same run ({one.run}): "
+            "one result must not count as two"
+        )
 
 
 def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
@@ -199,19 +393,50 @@ def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _join(root: Path, suite: str, cells: pd.DataFrame) -> pa.Table:
-    tables = [TABLE_SCHEMA.empty_table()]
-    for cell in cells.to_dict("records"):
-        path = root / cell["run"] / "episodes.parquet" if isinstance(cell["run"], str) else None
+def _join(root: Path, suite: str, cells: pd.DataFrame) -> tuple[pa.Table, np.ndarray]:
+    """The episodes of all cells, and the row of `cells` to which each belongs."""
+    tables, numbers = [TABLE_SCHEMA.empty_table()], [np.empty(0, np.int64)]
+    for number, cell in enumerate(cells.to_dict("records")):
+        path = root / cell["run"] / EPISODES if isinstance(cell["run"], str) else None
         if path is None or (cell["status"] != "finished" and not path.is_file()):
             continue  # never started or not yet evaluated; the cell itself stays in the cells table
-        table = _read_parquet(path, RUN_SCHEMA)
+        table = _read_parquet(path, EPISODE_SCHEMA)
         constants = {"suite": suite} | {name: cell[name] for name in ("method", "algo", "dataset", "seed", "run")}
         for name, value in constants.items():
             column = pa.repeat(pa.scalar(value, TABLE_SCHEMA.field(name).type), table.num_rows)
             table = table.append_column(name, column)
         tables.append(table.select(TABLE_SCHEMA.names))
-    return pa.concat_tables(tables)
+        numbers.append(np.full(table.num_rows, number))
+    return pa.concat_tables(tables), np.concatenate(numbers)
+
+
+def _cell_of_row(table: pa.Table, cells: pd.DataFrame, path: str | Path) -> np.ndarray:
+    """For each episode of a joined table the row of `cells` that it belongs to; raises where there is none."""
+    place = {key: number for number, key in enumerate(cells[CELL_KEY].itertuples(index=False, name=None))}
+    names = [pc.dictionary_encode(table[name].combine_chunks()) for name in CELL_KEY]
+    sizes = [max(len(column.dictionary), 1) for column in names]
+    codes = np.zeros(table.num_rows, np.int64)
+    for column, size in zip(names, sizes):
+        codes = codes * size + column.indices.to_numpy()
+    found, inverse = np.unique(codes, return_inverse=True)
+    numbers = []
+    for code in found.tolist():
+        key: list[Any] = []
+        for column, size in zip(reversed(names), reversed(sizes)):
+            code, rest = divmod(code, size)
+            key.insert(0, column.dictionary[rest].as_py())
+        if tuple(key) not in place:
+            raise ResultsError(f"{path}: there are episodes of {' / '.join(map(str, key))}, which {CELLS} lacks")
+        numbers.append(place[tuple(key)])
+    return np.array(numbers, np.int64)[inverse]
+
+
+def _numbered(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    names = [*_EVALUATION[1:], "episode", *VALUES, "length"]
+    rates = table["success"].cast(pa.int8())  # which can be averaged
+    return (
+        table.select(names).set_column(names.index("success"), "success", rates).append_column("cell", pa.array(rows))
+    )
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
@@ -219,24 +444,23 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
     return frame.astype({"final": bool})
 
 
-def _check_agreement(cells: pd.DataFrame, episodes: pd.DataFrame, path: Path) -> None:
-    """Cells and episodes must agree: no foreign row, no row twice, no finished cell without its last score."""
-    unique = [*CELL_KEY, "variant", "update", "env_step", "final", "episode"]
-    repeated = episodes[episodes.duplicated(unique)]
+def _check_agreement(cells: pd.DataFrame, table: pa.Table, rows: np.ndarray, path: Path) -> None:
+    """Cells and episodes must agree: no row twice, no finished cell without its last score."""
+    counted = [("episode", "count_distinct"), ([], "count_all")]
+    found = _numbered(table, rows).group_by(_EVALUATION).aggregate(counted).to_pandas()
+    repeated = found[found["episode_count_distinct"] != found["count_all"]]
     if len(repeated):
-        row = repeated.iloc[0]
-        raise ResultsError(f"{path}: run {row['run']} has episode {row['episode']} at update {row['update']} twice")
-    listed = set(cells[CELL_KEY].itertuples(index=False, name=None))
-    groups = dict(iter(episodes.groupby(CELL_KEY, sort=False)))
-    for key in groups:
-        if key not in listed:
-            raise ResultsError(f"{path}: there are episodes of {' / '.join(map(str, key))}, which cells.json lacks")
-    for _, cell in cells[cells["status"] == "finished"].iterrows():
-        rows = groups.get(tuple(cell[CELL_KEY]), episodes.iloc[:0])
-        last = rows.loc[rows["final"] & (rows["variant"] == ""), "update"]
-        if last.empty:
+        one = repeated.iloc[0]
+        cell = cells.iloc[one["cell"]]
+        raise ResultsError(f"{path}: run {cell['run']} has an episode twice at update {one['update']}")
+    newest = found.groupby("cell")["update"].max()
+    last = found[found["final"] & (found["variant"] == "")].groupby("cell")["update"].agg(["min", "max"])
+    for number in np.flatnonzero(cells["status"] == "finished"):
+        if number not in last.index:
+            cell = cells.iloc[number]
             raise ResultsError(f"{path}: finished cell {_name(cell)} ({cell['run']}) has no final evaluation")
-        if (last != rows["update"].max()).any():
+        if not last.loc[number, "min"] == last.loc[number, "max"] == newest[number]:
+            cell = cells.iloc[number]
             raise ResultsError(f"{path}: {_name(cell)} ({cell['run']}) marks an evaluation final that is not its last")
 
 

@@ -12,6 +12,9 @@ test repeats them:
     bootstrap, IQM over nine datasets     87 %    92 %    93 %
     Student t, mean of one dataset        95 %    95 %    95 %
 
+No interval has width zero: seeds that agree to the last digit say nothing about how far others would be from them, so
+there is no interval then, and for rates the bound of `rate_interval`.
+
 A percentile bootstrap never leaves the range of the observed seeds, so no number of resamples repairs it at three
 seeds. That is why every table prints the Student-t interval of the mean beside it. Seeds that fail now and then
 (a bimodal sample) are harder than Gaussian ones for both.
@@ -23,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -83,6 +86,8 @@ def bootstrap_interval(
         return Estimate(point, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     draws = [values[rng.integers(len(values), size=(resamples, len(values)))] for values in strata]
+    if all(np.ptp(values) == 0 for values in strata):
+        return Estimate(point, np.nan, np.nan)
     low, high = np.quantile(iqm(np.concatenate(draws, axis=1), weights), [(1 - level) / 2, (1 + level) / 2])
     return Estimate(point, float(low), float(high))
 
@@ -99,13 +104,51 @@ def mean_interval(strata: Sequence[np.ndarray], *, level: float = LEVEL) -> Esti
     point = float(np.mean([values.mean() for values in strata]))
     if min(len(values) for values in strata) < 2:
         return Estimate(point, np.nan, np.nan)
-    variances = np.array([values.var(ddof=1) / len(values) for values in strata]) / len(strata) ** 2
-    variance = variances.sum()
-    if variance == 0:
-        return Estimate(point, point, point)
-    freedom = variance**2 / np.sum(variances**2 / [len(values) - 1 for values in strata])
-    half = scipy.stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
+    variance, freedom = _variance_of_mean(strata)
+    if variance == 0:  # equal seeds: their spread is not known to be zero
+        return Estimate(point, np.nan, np.nan)
+    half = scipy.special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
     return Estimate(point, float(point - half), float(point + half))
+
+
+def rate_interval(strata: Sequence[np.ndarray], episodes: float, *, level: float = LEVEL) -> Estimate:
+    """Mean over strata of the mean rate (0 to 1) with an interval that stays in [0, 1] and never has width zero.
+
+    Wilson's score interval with as many trials as the seeds are worth: p (1 - p) / (variance of the mean over seeds),
+    at most `episodes`, and with Student's quantile, since that variance is an estimate (Korn and Graubard 1998 do so
+    with the Clopper-Pearson interval). Where all seeds have one rate, their spread is unknown: a seed then counts as a
+    single trial, the most that any spread could be. So three seeds that always succeed give [0.37, 1]: the lower end is
+    the one-sided bound (1 - level)^(1 / seeds).
+    """
+    strata = [np.asarray(values, dtype=np.float64) for values in strata]
+    if not strata or min(len(values) for values in strata) == 0:
+        return Estimate(np.nan, np.nan, np.nan)
+    point = float(np.mean([values.mean() for values in strata]))
+    if min(len(values) for values in strata) < 2 or np.isnan(point):
+        return Estimate(point, np.nan, np.nan)
+    seeds = len(strata) * min(len(values) for values in strata)
+    if point in (0.0, 1.0):
+        bound = (1 - level) ** (1 / seeds)
+        return Estimate(point, bound, 1.0) if point else Estimate(point, 0.0, 1 - bound)
+    variance, freedom = _variance_of_mean(strata)
+    if variance == 0:
+        trials, quantile = float(seeds), float(scipy.special.ndtri((1 + level) / 2))
+    else:
+        trials = float(np.clip(point * (1 - point) / variance, 1.0, max(episodes, 1.0)))
+        quantile = float(scipy.special.stdtrit(freedom, (1 + level) / 2))
+    share = quantile**2 / trials
+    centre = (point + share / 2) / (1 + share)
+    half = quantile / (1 + share) * np.sqrt(point * (1 - point) / trials + share / (4 * trials))
+    return Estimate(point, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+
+
+def _variance_of_mean(strata: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Variance of the mean over strata of their means, and its Welch-Satterthwaite degrees of freedom."""
+    variances = np.array([values.var(ddof=1) / len(values) for values in strata]) / len(strata) ** 2
+    variance = float(variances.sum())
+    if variance == 0 or all(np.ptp(values) == 0 for values in strata):  # rounding leaves 1e-33 of equal values
+        return 0.0, np.nan
+    return variance, float(variance**2 / np.sum(variances**2 / [len(values) - 1 for values in strata]))
 
 
 def std(values: np.ndarray) -> float:

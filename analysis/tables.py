@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hoard.analysis import stats
+from hoard.analysis.report import METRICS
 from hoard.analysis.results import Results
 
-METRICS = ("score", "return", "success")
 DASH = "–"
+MOST_DECIMALS = 6
+
+
+TERMINAL = 80  # columns of the narrowest terminal in use
+NARROWEST = 9  # characters that a shortened name keeps at least
+# What a narrow terminal does without, the first first. The written tables have everything.
+SPARE = (
+    "measure", "episodes/seed", "mean ± std", "return", "IQM", "success", "time/run", "missing", "diverged",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,17 +41,18 @@ class Table:
     frame: pd.DataFrame
     display: pd.DataFrame
     notes: tuple[str, ...] = ()
+    spare: tuple[str, ...] = SPARE  # columns, by the beginning of their names, that `text` leaves out where it must
 
     def __len__(self) -> int:
         return len(self.frame)
 
-    @property
+    @cached_property
     def columns(self) -> list[tuple[str, bool]]:
         """Each column's header and whether it holds words, which stand flush left, or numbers."""
         cells = {name: self.display[name].astype(str) for name in self.display.columns}
         return [(name, texts.str[:1].str.isalpha().any() or texts.eq(DASH).all()) for name, texts in cells.items()]
 
-    @property
+    @cached_property
     def rows(self) -> list[list[str]]:
         return self.display.astype(str).to_numpy().tolist()
 
@@ -51,18 +64,41 @@ class Table:
     def csv(self) -> str:
         return self.frame.to_csv(index=False)
 
-    def text(self, omit: tuple[str, ...] = ()) -> str:
-        """Plain aligned columns for a terminal, which may be too narrow for all of them."""
-        if omit:
-            return replace(self, display=self.display.drop(columns=list(omit), errors="ignore")).text()
-        grid = self._grid()
-        widths = [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
-        words = [word for _, word in self.columns]
+    def text(self, width: int | None = None) -> str:
+        """Plain aligned columns for a terminal; with a `width`, short dataset names and as many columns as fit."""
+        grid, words = self._grid(), [word for _, word in self.columns]
+        if width is not None:
+            grid, words = self._fitted(grid, words, width)
+        widths = _widths(grid)
         lines = (
             "  ".join(cell.ljust(w) if word else cell.rjust(w) for cell, w, word in zip(row, widths, words)).rstrip()
             for row in grid
         )
         return "\n".join(lines) + "\n"
+
+    def _fitted(self, grid: list[list[str]], words: list[bool], width: int) -> tuple[list[list[str]], list[bool]]:
+        if "dataset" in grid[0]:
+            place = grid[0].index("dataset")
+            short = short_names(row[place] for row in grid[1:])
+            grid = [[short.get(cell, cell) if n == place else cell for n, cell in enumerate(row)] for row in grid]
+        for spare in self.spare:
+            if _total(grid) <= width:
+                break
+            kept = [n for n, name in enumerate(grid[0]) if not name.startswith(spare)]
+            grid, words = [[row[n] for n in kept] for row in grid], [words[n] for n in kept]
+        while (excess := _total(grid) - width) > 0:  # then shorten words, the longest first
+            lengths = [length if word else 0 for length, word in zip(_widths(grid), words)]
+            place = lengths.index(max(lengths))
+            if lengths[place] <= NARROWEST:
+                break
+            most = max(lengths[place] - excess, NARROWEST, sorted(lengths)[-2] if len(lengths) > 1 else 0)
+            most = most if most < lengths[place] else lengths[place] - 1
+            grid = [grid[0]] + [
+                [_shorten(cell, most) if n == place else cell for n, cell in enumerate(row)] for row in grid[1:]
+            ]
+            if max(len(row[place]) for row in grid) >= lengths[place]:
+                break  # the header itself is the longest
+        return grid, words
 
     def _grid(self) -> list[list[str]]:
         """Header and rows on one line each: of a traceback its last line, which names the error."""
@@ -70,32 +106,69 @@ class Table:
         return [list(self.display.columns), *lines]
 
 
+def short_names(datasets: Iterable[str]) -> dict[str, str]:
+    """Dataset ids without source and version where they stay distinct: `hoard/maze2d/umaze-v0` -> `maze2d/umaze`."""
+    ids = list(dict.fromkeys(datasets))
+    short = {one: re.sub(r"-v\d+$", "", re.sub(r"^(hoard/|D4RL/|d4rl:)", "", one)) for one in ids}
+    names = list(short.values())
+    return {one: name if names.count(name) == 1 else one for one, name in short.items()}
+
+
+def _widths(grid: list[list[str]]) -> list[int]:
+    return [max(len(row[column]) for row in grid) for column in range(len(grid[0]))]
+
+
+def _total(grid: list[list[str]]) -> int:
+    return sum(_widths(grid)) + 2 * (len(grid[0]) - 1)
+
+
+def _shorten(text: str, most: int) -> str:
+    """Names keep their two ends, sentences their beginning."""
+    if len(text) <= most:
+        return text
+    if " " in text:
+        return text[: most - 1].rstrip() + "…"
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
+
+
 def measures(results: Results, metric: str = "score") -> dict[str, str]:
     """What is compared on each dataset: what was asked for where it is defined, else the score, else the raw return."""
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
     wanted = {"score": ["score"], "return": [], "success": ["success", "score"]}[metric]
-    defined = {name: set(results.episodes.dropna(subset=[name])["dataset"]) for name in wanted}
+    defined = {name: set(results.evaluations.dropna(subset=[name])["dataset"]) for name in wanted}
     return {d: next((name for name in wanted if d in defined[name]), "return") for d in results.datasets}
 
 
-def measured(episodes: pd.DataFrame) -> pd.DataFrame:
-    """Episodes with `success` as a number that can be averaged: 0, 1, or NaN where none was reported."""
-    return episodes.assign(success=episodes["success"].astype("Float64").to_numpy(float, na_value=np.nan))
-
-
 def seed_values(results: Results, variant: str = "") -> pd.DataFrame:
-    """One row per finished seed: means over the episodes of its last evaluation, and how many there were."""
-    rows = measured(results.finished)
-    rows = rows[rows["final"] & (rows["variant"] == variant)]
-    groups = rows.groupby(["method", "dataset", "seed"], sort=False)
-    means = group_means(groups[["return", "score", "success"]])
-    return means.assign(episodes=groups.size()).reset_index()
+    """One row per seed that counts: means over the episodes of its last evaluation, and how many there were.
+
+    A seed that diverged counts with `floors`, without episodes: it is marked in `diverged`. One that crashed or was
+    stopped tells nothing about its method and has no row.
+    """
+    rows = results.evaluations
+    rows = rows[(rows["status"] == "finished") & rows["final"] & (rows["variant"] == variant)]
+    values = rows[["method", "dataset", "seed", "return", "score", "success", "episodes"]].assign(diverged=False)
+    lost = results.cells.loc[results.cells["diverged"], ["method", "dataset", "seed"]]
+    if variant:  # only of methods that have this policy
+        lost = lost.merge(values[["method", "dataset"]].drop_duplicates())
+    if len(lost):
+        floor = floors(results)
+        lost = lost.merge(floor, left_on="dataset", right_index=True).dropna(subset=["return"])
+        values = pd.concat([values, lost.assign(episodes=0, diverged=True)])
+    return values.reset_index(drop=True)
 
 
-def group_means(groups: Any) -> pd.DataFrame:
-    """Means of a pandas groupby, NaN where any value is: pandas skips NaN, and a diverged episode would go unseen."""
-    return groups.mean().where(groups.count().eq(groups.size(), axis=0))
+def floors(results: Results) -> pd.DataFrame:
+    """What a diverged seed counts with, by dataset: the lowest evaluation seen there, and no more than a random policy.
+
+    Its policy gives no action that the environment takes, so it has no value of its own. Leaving it out would reward
+    methods that diverge.
+    """
+    rows = results.evaluations
+    lowest = rows[rows["variant"] == ""].groupby("dataset")[["return", "score", "success"]].min()
+    return lowest.assign(score=lowest["score"].clip(upper=0.0), success=lowest["success"].clip(upper=0.0))
 
 
 def score_table(
@@ -118,15 +191,17 @@ def score_table(
     notes = _reading_notes(level, resamples)
     aggregates, reasons = _aggregate_rows(results, values, measure, metric, level, resamples)
     frame = pd.DataFrame(rows + aggregates).assign(level=level, resamples=resamples, ddof=1)
-    return Table(frame, _display(frame), (*notes, *_measure_notes(measure, metric), *reasons, *_data_notes(results)))
+    notes += [*_rate_notes(frame, level), *_measure_notes(measure, metric), *reasons, *_data_notes(results)]
+    return Table(frame, _display(frame), tuple(notes))
 
 
 def variant_table(
     results: Results, metric: str = "score", *, level: float = stats.LEVEL, resamples: int = stats.RESAMPLES
 ) -> Table | None:
     """Last scores of the extra policies of a run (say, other target returns), the headline policy first; or None."""
-    finished = results.finished
-    variants = finished.loc[finished["variant"] != "", ["dataset", "method", "variant"]].drop_duplicates()
+    rows = results.evaluations
+    extra = (rows["status"] == "finished") & (rows["variant"] != "")
+    variants = rows.loc[extra, ["dataset", "method", "variant"]].drop_duplicates()
     if variants.empty:
         return None
     measure = measures(results, metric)
@@ -168,7 +243,7 @@ def settings_table(results: Results) -> Table:
 
 
 def missing_table(results: Results) -> Table:
-    """The cells that count in no statistic, with their status and error."""
+    """The cells that did not finish, with their status and error."""
     frame = results.cells.loc[results.cells["status"] != "finished", ["dataset", "method", "seed", "status", "error"]]
     display = frame.astype({"seed": str}).assign(error=[error or DASH for error in frame["error"].fillna("")])
     return Table(frame, display)
@@ -177,21 +252,27 @@ def missing_table(results: Results) -> Table:
 def _summary(strata: list[pd.DataFrame], measure: str, level: float, resamples: int) -> dict[str, Any]:
     values = [own[measure].to_numpy() for own in strata]
     everything = pd.concat(strata)
+    evaluated = everything[~everything["diverged"]]
     middle = stats.bootstrap_interval(values, level=level, resamples=resamples)
-    mean = stats.mean_interval(values, level=level)
+    if measure == "success":
+        mean = stats.rate_interval(values, everything["episodes"].sum(), level=level)
+    else:
+        mean = stats.mean_interval(values, level=level)
     single = len(strata) == 1  # a spread over seeds, or a raw return, has no meaning across datasets
     return {
         "measure": measure,
-        "seeds": len(everything),
-        "episodes_min": everything["episodes"].min() if len(everything) else 0,
-        "episodes_max": everything["episodes"].max() if len(everything) else 0,
+        "seeds": len(evaluated),
+        "diverged": len(everything) - len(evaluated),
+        "episodes_min": evaluated["episodes"].min() if len(evaluated) else 0,
+        "episodes_max": evaluated["episodes"].max() if len(evaluated) else 0,
         "iqm": middle.point,
         "iqm_low": middle.low,
         "iqm_high": middle.high,
         "mean": mean.point,
         "std": stats.std(values[0]) if single else np.nan,
-        "t_low": mean.low,
-        "t_high": mean.high,
+        "interval": "Wilson" if measure == "success" else "Student t",
+        "mean_low": mean.low,
+        "mean_high": mean.high,
         "return": everything["return"].to_numpy().mean() if single and len(everything) else np.nan,
         "success": everything["success"].mean() if single and len(everything) else np.nan,
     }
@@ -199,9 +280,10 @@ def _summary(strata: list[pd.DataFrame], measure: str, level: float, resamples: 
 
 def _run_facts(cells: pd.DataFrame) -> dict[str, Any]:
     finished = cells["status"] == "finished"
+    lacking = cells.loc[~finished & ~cells["diverged"], "seed"]
     return {
         "planned": len(cells),
-        "missing": " ".join(str(seed) for seed in sorted(cells.loc[~finished, "seed"])),
+        "missing": " ".join(str(seed) for seed in sorted(lacking)),
         "wall_time": cells.loc[finished, "wall_time"].mean(),
     }
 
@@ -209,7 +291,7 @@ def _run_facts(cells: pd.DataFrame) -> dict[str, Any]:
 def _aggregate_rows(
     results: Results, values: pd.DataFrame, measure: dict[str, str], metric: str, level: float, resamples: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows over all datasets, and for each one left out the reason."""
+    """Rows over all datasets, and why there is none for the other methods."""
     if len(results.datasets) < 2:
         return [], []
     if metric == "return":
@@ -218,13 +300,13 @@ def _aggregate_rows(
     if raw:
         return [], [f"No row over all datasets: no normalised score on {', '.join(raw)}."]
     common = "success" if set(measure.values()) == {"success"} else "score"
-    rows, reasons = [], []
+    rows, lacking = [], {}
     for method in results.methods:
         own = values[values["method"] == method]
         strata = [own[own["dataset"] == dataset] for dataset in results.datasets]
         absent = [dataset for dataset, stratum in zip(results.datasets, strata) if stratum.empty]
         if absent:
-            reasons.append(f"No row over all datasets for {method}: no finished run on {', '.join(absent)}.")
+            lacking[method] = absent
             continue
         cells = results.cells[results.cells["method"] == method]
         rows.append(
@@ -233,7 +315,12 @@ def _aggregate_rows(
             | _run_facts(cells)
             | {"missing": ""}  # seeds of different datasets are not the same seeds; the count is planned - seeds
         )
-    return rows, reasons
+    if not lacking:
+        return rows, []
+    if len(lacking) == 1:
+        ((method, absent),) = lacking.items()
+        return rows, [f"No row over all datasets for {method}: no finished run on {', '.join(absent)}."]
+    return rows, [f"No row over all datasets for {', '.join(lacking)}: each has datasets without a finished run."]
 
 
 def _reading_notes(level: float, resamples: int) -> list[str]:
@@ -241,11 +328,11 @@ def _reading_notes(level: float, resamples: int) -> list[str]:
     notes = [
         "A seed's value is the mean over the episodes of the evaluation after its last update; no checkpoint is "
         "selected. n is the number of finished seeds, written n/planned where "
-        "some are missing.",
+        "some are missing, over all datasets too.",
         f"IQM: interquartile mean over seeds with its {percent} percentile-bootstrap interval ({resamples:,} resamples "
         "of seeds; over several datasets seeds are resampled within each, and every dataset weighs the same). "
         f"Mean ± standard deviation over seeds (ddof = 1), and the {percent} Student-t interval of the mean. "
-        "One seed gives no interval.",
+        "One seed gives no interval, nor do seeds that are all equal.",
     ]
     if level == stats.LEVEL:
         notes.append(
@@ -255,6 +342,16 @@ def _reading_notes(level: float, resamples: int) -> list[str]:
             "at each: with few seeds, read the latter."
         )
     return notes
+
+
+def _rate_notes(frame: pd.DataFrame, level: float) -> list[str]:
+    if not (frame["interval"] == "Wilson").any():
+        return []
+    return [
+        f"Success rates have a {100 * level:g} % Wilson interval instead, with as many trials as the spread over seeds "
+        "allows. Where all seeds have the same rate, their spread is unknown and each counts as one trial: "
+        f"three seeds that always succeed give [{(1 - level) ** (1 / 3):.2f}, 1], a one-sided bound."
+    ]
 
 
 def _coverage(table: dict[int, float]) -> str:
@@ -276,11 +373,18 @@ def _measure_notes(measure: dict[str, str], metric: str) -> list[str]:
 
 
 def _data_notes(results: Results) -> list[str]:
-    notes = []
-    unfinished = int((results.cells["status"] != "finished").sum())
-    if unfinished:
-        notes.append(f"{unfinished} of {len(results.cells)} cells did not finish and count nowhere.")
-    for dataset, hashes in results.cells.dropna(subset=["data_hash"]).groupby("dataset", sort=False)["data_hash"]:
+    notes, cells = [], results.cells
+    diverged = int(cells["diverged"].sum())
+    lost = int((cells["status"] != "finished").sum()) - diverged
+    if lost:
+        notes.append(f"{lost} of {len(cells)} cells did not finish (crashed, stopped or not run) and count nowhere.")
+    if diverged:
+        notes.append(
+            f"{diverged} of {len(cells)} cells diverged (nan or inf). Each counts with the lowest evaluation that any "
+            "run here had on its dataset, at most a score of 0 or a success of 0: a convention, so read the row as "
+            "what the method gives when a diverged seed is worthless. n counts finished seeds only."
+        )
+    for dataset, hashes in cells.dropna(subset=["data_hash"]).groupby("dataset", sort=False)["data_hash"]:
         if hashes.nunique() > 1:
             notes.append(f"Warning: the runs on {dataset} read {hashes.nunique()} different contents of the dataset.")
     return notes
@@ -295,8 +399,10 @@ def _display(frame: pd.DataFrame) -> pd.DataFrame:
     if "missing" in frame and frame["missing"].any():
         columns["missing"] = [
             seeds.replace(" ", ", ") or (f"{lacking} in all" if lacking else DASH)
-            for seeds, lacking in zip(frame["missing"], frame["planned"] - frame["seeds"])
+            for seeds, lacking in zip(frame["missing"], frame["planned"] - frame["seeds"] - frame["diverged"])
         ]
+    if frame["diverged"].any():
+        columns["diverged"] = [f"{count}" if count else DASH for count in frame["diverged"]]
     columns["episodes/seed"] = [
         DASH if not most else f"{most}" if least == most else f"{least}-{most}"
         for least, most in zip(frame["episodes_min"], frame["episodes_max"])
@@ -306,7 +412,8 @@ def _display(frame: pd.DataFrame) -> pd.DataFrame:
         f"{number(mean, places)} ± {number(spread, places)}" if not math.isnan(spread) else number(mean, places)
         for mean, spread, places in zip(frame["mean"], frame["std"], decimals)
     ]
-    columns[f"mean [{percent} Student t]"] = _with_interval(frame, "mean", "t_low", "t_high", decimals)
+    kinds = " or ".join(dict.fromkeys(frame["interval"]))
+    columns[f"mean [{percent} {kinds}]"] = _with_interval(frame, "mean", "mean_low", "mean_high", decimals)
     if (frame["measure"] == "score").any():
         columns["return"] = [number(value, _decimals("return", value)) for value in frame["return"]]
     if frame["success"].notna().any():
@@ -317,10 +424,16 @@ def _display(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_interval(frame: pd.DataFrame, point: str, low: str, high: str, decimals: list[int]) -> list[str]:
-    return [
-        number(a, n) if math.isnan(b) else f"{number(a, n)} [{number(b, n)}, {number(c, n)}]"
-        for a, b, c, n in zip(frame[point], frame[low], frame[high], decimals)
-    ]
+    return [interval(a, b, c, n) for a, b, c, n in zip(frame[point], frame[low], frame[high], decimals)]
+
+
+def interval(point: float, low: float, high: float, decimals: int) -> str:
+    """`98.3 [97.2, 99.3]`; more decimals where the ends would look equal, since `1.00 [1.00, 1.00]` misleads."""
+    if math.isnan(low):
+        return number(point, decimals)
+    while number(low, decimals) == number(high, decimals) and decimals < MOST_DECIMALS:
+        decimals += 1
+    return f"{number(point, decimals)} [{number(low, decimals)}, {number(high, decimals)}]"
 
 
 def number(value: float, decimals: int) -> str:
@@ -337,7 +450,9 @@ def duration(seconds: float) -> str:
 
 
 def _decimals(measure: str, value: float) -> int:
-    """One decimal for scores; for returns, which may be 0.35 or 3500, about three significant digits."""
+    """One decimal for scores, three for rates; for returns, 0.35 or 3500 alike, about three significant digits."""
+    if measure == "success":
+        return 3
     if measure == "score" or math.isnan(value) or abs(value) >= 100:
         return 1
     return 2 if abs(value) >= 1 else 3

@@ -11,6 +11,7 @@ pytest.importorskip("ipykernel")
 import nbformat
 from nbclient.exceptions import CellExecutionError
 
+from hoard.analysis import notebooks
 from hoard.analysis.notebooks import execute
 
 NOTEBOOK = Path(execute.__file__).with_name("compare.ipynb")
@@ -24,7 +25,7 @@ def outputs_of(notebook):
 def test_compare_executes_on_an_archive(archive, tmp_path, monkeypatch):
     monkeypatch.setenv("HOARD_RESULTS", str(archive))
     copy = Path(shutil.copy(NOTEBOOK, tmp_path / "compare.ipynb"))
-    execute.execute(copy)
+    execute.execute(copy, copy)
     notebook = nbformat.read(copy, as_version=4)
     nbformat.validate(notebook)
     assert notebook.metadata == nbformat.read(NOTEBOOK, as_version=4).metadata
@@ -46,9 +47,9 @@ def test_check_writes_nothing_and_tells_of_errors(source, tmp_path):
     before = path.read_bytes()
     if "raise" in source:
         with pytest.raises(CellExecutionError, match="stop here"):
-            execute.execute(path, check=True)
+            execute.execute(path)
     else:
-        assert outputs_of(execute.execute(path, check=True))[0]["text"] == "42\n"
+        assert outputs_of(execute.execute(path))[0]["text"] == "42\n"
     assert path.read_bytes() == before
 
 
@@ -57,3 +58,51 @@ def test_committed_notebook_is_clean():
     nbformat.validate(notebook)
     assert not [output for output in outputs_of(notebook) if output.get("name") == "stderr" or "ename" in output]
     assert "execution" not in {key for cell in notebook.cells for key in cell.metadata}
+
+
+class TestCommand:
+    """Executing leaves the tracked notebook as it is unless asked."""
+
+    @pytest.fixture
+    def small(self, tmp_path, monkeypatch):
+        path = tmp_path / "notebooks" / "small.ipynb"
+        path.parent.mkdir()
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(6 * 7)")]), path)
+        monkeypatch.setattr(execute, "HERE", path.parent)
+        monkeypatch.chdir(tmp_path)
+        return path
+
+    @pytest.mark.parametrize(
+        ("options", "written"),
+        [([], "results/notebooks/small.ipynb"), (["--output", "mine"], "mine/small.ipynb"), (["--check"], None)],
+    )
+    def test_not_in_place(self, small, tmp_path, options, written):
+        before = small.read_bytes()
+        execute.main(options)
+        assert small.read_bytes() == before
+        found = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.ipynb") if path != small]
+        assert found == ([written] if written else [])
+        assert all("42" in Path(path).read_text() for path in found)
+
+    def test_in_place_if_asked(self, small):
+        execute.main(["--in-place"])
+        assert "42" in small.read_text()
+
+
+class TestFindResults:
+    def test_default_is_the_committed_experiment(self, monkeypatch):
+        monkeypatch.delenv("HOARD_RESULTS", raising=False)
+        assert (notebooks.find_results() / "cells.json").is_file()
+
+    def test_a_relative_path_counts_from_here_or_from_the_checkout(self, monkeypatch, tmp_path):
+        (tmp_path / "mine").mkdir()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOARD_RESULTS", "mine")
+        assert notebooks.find_results() == (tmp_path / "mine").resolve()
+        monkeypatch.setenv("HOARD_RESULTS", "experiments/stitch")
+        assert (notebooks.find_results() / "cells.json").is_file()
+
+    def test_what_was_looked_for_is_named(self, monkeypatch):
+        monkeypatch.setenv("HOARD_RESULTS", "no/such/folder")
+        with pytest.raises(FileNotFoundError, match=r"looked for .*no/such/folder and .*set HOARD_RESULTS"):
+            notebooks.find_results()

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from synthetic import Sweep
 
 from hoard.analysis import plots, results, stats, tables
 
@@ -17,18 +18,18 @@ def test_curve_points_are_the_statistics_of_each_evaluation(sweep):
     ends = [10.0, 30.0, 80.0, 40.0, 20.0]
     for seed, end in enumerate(ends):
         sweep.cell("iql", DATASET, seed, curve=[0.0, end])
-    points = plots.curve_points(results.load(sweep.write()).finished, "update", "score")
+    points = plots.curve_points(results.load(sweep.write()).evaluations, "update", "score")
     assert points.index.tolist() == [1000, 2000]
     expected = stats.bootstrap_interval([np.array(ends)], resamples=plots.BAND_RESAMPLES)
     assert tuple(points.loc[2000]) == pytest.approx(expected)
-    assert tuple(points.loc[1000]) == pytest.approx((0, 0, 0), abs=1e-9)
+    assert tuple(points.loc[1000]) == pytest.approx((0, np.nan, np.nan), abs=1e-9, nan_ok=True)  # no spread, no band
     assert plots.BAND_RESAMPLES >= 2_000
 
 
 def test_curve_has_no_point_that_only_some_seeds_reached(sweep):
     sweep.cell("iql", DATASET, 0, curve=[1.0, 2.0, 3.0])
     sweep.cell("iql", DATASET, 1, curve=[1.0, 2.0])
-    points = plots.curve_points(results.load(sweep.write()).finished, "update", "score")
+    points = plots.curve_points(results.load(sweep.write()).evaluations, "update", "score")
     assert points.index.tolist() == [1000, 2000]
 
 
@@ -40,14 +41,14 @@ def test_where_evaluations_share_a_step_the_last_one_stands(sweep):
         steps = results.pa.array([0] * 8 + [500] * 4)
         table = table.set_column(table.schema.get_field_index("env_step"), "env_step", steps)
         results.pq.write_table(table, run / FILE)
-    points = plots.curve_points(results.load(sweep.write()).finished, "env_step", "score")
+    points = plots.curve_points(results.load(sweep.write()).evaluations, "env_step", "score")
     assert points["point"].to_dict() == pytest.approx({0: 20.0, 500: 30.0})
 
 
 def test_a_diverged_evaluation_leaves_a_gap(sweep):
     sweep.cell("iql", DATASET, 0, curve=[1.0, float("nan"), 3.0])
     sweep.cell("iql", DATASET, 1, curve=[1.0, 2.0, 3.0])
-    points = plots.curve_points(results.load(sweep.write()).finished, "update", "score")
+    points = plots.curve_points(results.load(sweep.write()).evaluations, "update", "score")
     assert points["point"].isna().tolist() == [False, True, False]
 
 
@@ -86,6 +87,31 @@ def test_more_methods_than_colours_differ_in_style(sweep):
         sweep.cell(f"method_{number}", DATASET, 0)
     styles = plots.method_styles(results.load(sweep.write()))
     assert len({tuple(style.values()) for style in styles.values()}) == 12
+
+
+def test_methods_differ_without_colour(sweep):
+    for number in range(12):
+        sweep.cell(f"method_{number}", DATASET, 0, curve=[1.0, 2.0])
+    loaded = results.load(sweep.write())
+    looks = [(style["marker"], style["linestyle"]) for style in plots.method_styles(loaded).values()]
+    assert len(set(looks)) == 12
+    drawn = plots.curves(loaded).axes[0].get_lines()[:12]
+    assert [(line.get_marker(), line.get_linestyle()) for line in drawn] == looks
+
+
+def test_an_algorithm_has_one_colour_everywhere(sweep, tmp_path):
+    """Whatever else a suite compares, and in whatever order."""
+    one, other = Sweep(tmp_path / "one"), Sweep(tmp_path / "other")
+    for number, method in enumerate(("iql", "bc", "hnpg", "my_own")):
+        one.cell(method, DATASET, 0)
+        other.cell(("my_own", "hnpg", "iql_corl", "bc10")[number], DATASET, 0)
+    styles = plots.method_styles(results.load(one.write()))
+    others = plots.method_styles(results.load(other.write()))
+    for method, twin in (("iql", "iql_corl"), ("bc", "bc10"), ("hnpg", "hnpg"), ("my_own", "my_own")):
+        assert styles[method]["color"] == others[twin]["color"]
+    # A method whose name says nothing has the colour of its algorithm file.
+    assert plots.color_of("dm_coarse", "decision_mamba") == plots.color_of("decision_mamba", "decision_mamba")
+    assert plots.color_of("bc", "rcsl") != plots.color_of("rcsl", "rcsl")
 
 
 def test_comparison_shows_every_seed_and_the_tables_numbers(quick):

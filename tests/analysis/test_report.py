@@ -1,15 +1,18 @@
 """The report: one self-contained file, the same from the run folders and from the archive."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
-from hoard.analysis import report, results
+from hoard.analysis import report, results, tables
+from hoard.records.errors import BadInput
 
 
 class Reader(HTMLParser):
@@ -69,7 +72,7 @@ def test_written_files(quick):
     paths = report.build(quick.folder)
     names = {str(path.relative_to(quick.folder)) for path in quick.folder.rglob("*") if path.is_file()}
     assert names == {
-        "cells.json", "episodes.parquet", "table.md", "table.csv", "report.html",
+        "cells.json", ".report.json", "episodes.parquet", "table.md", "table.csv", "report.html",
         "figures/curves.png", "figures/comparison.png",
     }  # fmt: skip
     assert len(pd.read_csv(paths.csv)) == 12
@@ -87,10 +90,11 @@ def test_report_of_a_sweep_where_nothing_finished(sweep):
 def test_summary_for_the_terminal(quick):
     text = report.summary_text(results.load(quick.folder))
     assert text.startswith("Last scores\n\ndataset ")
+    assert text == report.build(quick.folder).text
     assert "all 3 datasets" in text
     assert "RuntimeError" in text
     assert "ddof = 1" in text
-    assert max(len(line) for line in text.splitlines() if line.startswith("hoard/")) <= 120
+    assert max(len(line) for line in text.splitlines()) <= 80
 
 
 def test_command_line(quick):
@@ -115,3 +119,136 @@ def test_unknown_provenance_is_no_obstacle(quick):
     del content["provenance"], content["command"]
     (quick.folder / "cells.json").write_text(json.dumps(content))
     assert "revision" not in report.build(quick.folder).html.read_text()
+
+
+class TestUpToDate:
+    """An unchanged report is not built again; a stale one is never shown."""
+
+    @pytest.fixture
+    def built(self, quick, monkeypatch):
+        """The suite with its report, and a list that counts how often one was built since."""
+        from hoard.analysis import page
+
+        report.build(quick.folder)
+        calls, write = [], page.write
+        monkeypatch.setattr(page, "write", lambda *args: calls.append(args) or write(*args))
+        return quick, calls
+
+    def test_nothing_changed(self, built):
+        quick, calls = built
+        before = {path: path.stat().st_mtime_ns for path in quick.folder.rglob("*")}
+        again = report.build(quick.folder)
+        assert not calls
+        assert "all 3 datasets" in again.text
+        assert before == {path: path.stat().st_mtime_ns for path in quick.folder.rglob("*")}
+
+    @pytest.mark.parametrize(
+        "change", ["cells", "episodes", "same size and time", "output gone", "output changed", "metric", "all", "stamp"]
+    )
+    def test_anything_changed(self, built, change, monkeypatch):
+        quick, calls = built
+        run = quick.root / next(cell["run"] for cell in quick.cells if cell["status"] == "finished")
+        options = {}
+        if change == "cells":
+            quick.write(command="another")
+        elif change == "episodes":
+            (run / "episodes.parquet").write_bytes((run / "episodes.parquet").read_bytes())
+        elif change == "same size and time":
+            path = run / "episodes.parquet"
+            times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+            path.write_bytes(path.read_bytes())
+            os.utime(path, ns=times)
+        elif change == "output gone":
+            (quick.folder / "table.md").unlink()
+        elif change == "output changed":
+            (quick.folder / "report.html").write_text("mine")
+        elif change == "metric":
+            options = {"metric": "return"}
+        elif change == "all":
+            options = {"everything": True}
+        elif change == "stamp":
+            (quick.folder / report.STAMP).write_text("{")
+        report.build(quick.folder, **options)
+        assert len(calls) == 1
+        report.build(quick.folder, **options)
+        assert len(calls) == 1
+
+    def test_other_code_or_libraries(self, built, monkeypatch):
+        quick, calls = built
+        monkeypatch.setattr(report.metadata, "version", lambda name: "99")
+        report.build(quick.folder)
+        assert len(calls) == 1
+
+    def test_what_changes_while_it_is_built_is_seen(self, built, monkeypatch):
+        from hoard.analysis import results
+
+        quick, calls = built
+        load = results.load
+
+        def slow(*args, **options):
+            loaded = load(*args, **options)
+            quick.write(command="changed meanwhile")
+            return loaded
+
+        monkeypatch.setattr(results, "load", slow)
+        report.build(quick.folder, metric="return")
+        monkeypatch.setattr(results, "load", load)
+        report.build(quick.folder, metric="return")
+        assert len(calls) == 2
+        assert "changed meanwhile" in (quick.folder / "report.html").read_text()
+
+    def test_an_archive_and_single_runs(self, archive, quick, monkeypatch):
+        for folder in (archive, quick.folder):
+            first = report.build(folder)
+            with monkeypatch.context() as patch:
+                patch.setattr("hoard.analysis.page.write", lambda *_: pytest.fail("built again"))
+                assert report.build(folder) == first
+        table = pq.ParquetFile(archive / "episodes.parquet").read()
+        results.write_table(table, archive)
+        assert report.build(archive) == report.build(archive)
+
+    def test_it_needs_nothing_heavy(self, quick):
+        report.build(quick.folder)
+        program = (
+            "import sys; from hoard.analysis import report; report.build(sys.argv[1])\n"
+            "print([name for name in ('torch', 'pandas', 'pyarrow', 'matplotlib', 'numpy', 'scipy', 'jinja2') "
+            "if name in sys.modules])"
+        )
+        run = [sys.executable, "-c", program, str(quick.folder)]
+        assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_results_are_loaded_once(quick, monkeypatch):
+    calls, load = [], results.load
+    monkeypatch.setattr(results, "load", lambda *args, **options: calls.append(args) or load(*args, **options))
+    report.build(quick.folder)
+    assert len(calls) == 1
+
+
+def test_the_suite_says_what_it_compares(quick):
+    quick.write(metric="return")
+    assert "raw, undiscounted return" in " ".join(report.build(quick.folder).text.split())
+    with pytest.raises(BadInput, match="unknown metric 'best'"):
+        report.build(quick.folder, metric="best")
+
+
+def test_for_readers_who_do_not_see_the_page(quick):
+    """Headers have a scope, tables a caption and a scroll area that the keyboard reaches, figures words."""
+    html = report.build(quick.folder).html.read_text()
+    heads = re.findall(r"<th\b[^>]*>", html)
+    assert heads
+    assert all('scope="col"' in head for head in heads)
+    assert html.count("<table>") == html.count("<caption>") == html.count('class="scroll" tabindex="0" role="region"')
+    comparison, curves = re.findall(r'<img alt="([^"]*)"', html)
+    assert "On hoard/pendulum/mixed-v0 iql has the highest mean" in comparison
+    assert re.search(
+        r"hoard/pendulum/mixed-v0, over 10,000 gradient updates, first to last evaluation: bc [\d.-]+ to", curves
+    )
+    assert "max-width: 40rem" in html
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_columns_are_classified_once_a_table(quick, monkeypatch):
+    table = tables.score_table(results.load(quick.folder))
+    assert table.columns is table.columns
+    assert table.rows is table.rows

@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from hoard.analysis import results
+from hoard.records import files
+from hoard.records.schema import EPISODE_SCHEMA, TABLE_SCHEMA
 
 DATASET = "hoard/pendulum/mixed-v0"
 
 
 def test_collect_joins_row_for_row(quick):
     joined = results.collect(quick.root, quick.suite)
-    assert list(joined.columns) == results.TABLE_SCHEMA.names
+    assert list(joined.columns) == TABLE_SCHEMA.names
     total = 0
     for cell in quick.cells:
         path = quick.root / (cell["run"] or "absent") / "episodes.parquet"
@@ -49,21 +51,21 @@ def test_missing_values_survive_the_archive(sweep):
     folder = sweep.write()
     results.write_table(results.collect(sweep.root, "quick"), folder)
     stored = pq.ParquetFile(folder / "episodes.parquet").read()
-    assert stored.schema == results.TABLE_SCHEMA
+    assert stored.schema == TABLE_SCHEMA
     assert stored["success"].null_count == 4
     assert np.isnan(stored["score"].to_numpy()).all()
     assert stored["score"].null_count == 0
 
 
 def test_writing_leaves_whole_files_only(quick, monkeypatch):
-    path = results.write_atomic(quick.folder / "table.md", "old")
+    path = results.write(quick.folder / "table.md", "old")
 
     def crash(_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(results.os, "fsync", crash)
+    monkeypatch.setattr(files.os, "fsync", crash)
     with pytest.raises(OSError, match="disk full"):
-        results.write_atomic(path, "new, but only half of")
+        results.write(path, "new, but only half of")
     assert path.read_text() == "old"
     assert not list(quick.folder.glob(".*.tmp"))
 
@@ -105,7 +107,7 @@ class TestDamage:
         (run / "episodes.parquet").unlink()
         self.fails(sweep, str(run / "episodes.parquet"))
 
-    @pytest.mark.parametrize("column", results.RUN_SCHEMA.names)
+    @pytest.mark.parametrize("column", EPISODE_SCHEMA.names)
     def test_missing_column(self, sweep, run, column):
         self.rewrite(run, lambda table: table.drop_columns(column))
         self.fails(sweep, str(run), f"column '{column}' is missing")
@@ -145,7 +147,9 @@ class TestDamage:
         self.fails(sweep, "cells.json", "JSONDecodeError")
 
     def test_no_cells_file(self, sweep):
-        self.fails(sweep, "cells.json", "FileNotFoundError")
+        self.fails(sweep, str(sweep.folder), "no such folder")
+        sweep.folder.mkdir(parents=True)
+        self.fails(sweep, str(sweep.folder), "no cells.json", "config.json beneath it")
 
     @pytest.mark.parametrize(
         ("changes", "text"),

@@ -1,4 +1,4 @@
-"""What modules share that join a further file of a suite's runs: reading it, and the command that draws it."""
+"""Helpers for figures that need a further file of each run, beside its episodes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hoard.analysis import plots, results
 def load(
     folder: str | Path, name: str, schema: pa.Schema, of_run: Callable[[Path], pd.DataFrame | None], nothing: str
 ) -> pd.DataFrame:
-    """What `of_run` finds in the folders of all finished runs, with their method, dataset and seed.
+    """What `of_run` finds in the folders of all finished runs of a suite, with their method, dataset and seed.
 
     An archive without run folders has them joined already, in `name`.parquet. Raises ResultsError, saying `nothing`, if
     no run has any.
     """
     folder = Path(folder)
-    loaded = results.load(folder)
+    loaded = results.load(folder, everything=True)
     archive = folder / f"{name}.parquet"
     if loaded.archived and archive.is_file():
         return pq.ParquetFile(archive).read().to_pandas()
@@ -38,6 +38,7 @@ def load(
 
 
 def command(
+    script: str,
     name: str,
     description: str,
     schema: pa.Schema,
@@ -47,12 +48,14 @@ def command(
     number: str,
     arguments: Sequence[str] | None,
 ) -> None:
-    """Write FOLDER/`name`.parquet and FOLDER/figures/`name`.png, print the summary with numbers formatted as `number`.
+    """The command line of `script`: write FOLDER/`name`.parquet and FOLDER/figures/`name`.png, print the summary.
 
-    Ends the process with status 1 where `load` raises ResultsError.
+    FOLDER is the suite's, by default the script's own; numbers are formatted as `number`. Ends the process with status
+    1 where `load` raises ResultsError.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m hoard.analysis.{name}", description=description)
-    parser.add_argument("folder", type=Path, help="suite folder, the one that holds cells.json")
+    own = Path(script).resolve().parent
+    parser = argparse.ArgumentParser(prog=f"python experiments/{own.name}/figure.py", description=description)
+    parser.add_argument("folder", type=Path, nargs="?", default=own, help="suite folder (default: this one)")
     options = parser.parse_args(arguments)
     try:
         rows = load(options.folder)
@@ -60,6 +63,6 @@ def command(
         parser.exit(1, f"error: {error}\n")
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False), sink, compression="zstd")
-    results.write_atomic(options.folder / f"{name}.parquet", sink.getvalue().to_pybytes())
-    print(results.write_atomic(options.folder / "figures" / f"{name}.png", plots.png(draw(rows))))
+    results.write(options.folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+    print(results.write(options.folder / "figures" / f"{name}.png", plots.png(draw(rows))))
     print(summary(rows).to_string(index=False, float_format=lambda value: format(value, number)))

@@ -1,4 +1,4 @@
-"""Predicted against real returns of model rollouts: `python -m hoard.analysis.rollouts FOLDER`, a suite's folder.
+"""Predicted against real returns of model rollouts: `python experiments/paper-mbrcsl/figure.py [FOLDER]`.
 
 A run of MBRCSL leaves `rollouts.parquet` in its folder: a row per rollout that its dynamics model made, and for those
 that the policy was trained on the return that the real environment paid for the same actions. This joins the files of a
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from hoard.analysis import joined, plots
+from hoard.analysis import extra_files, plots
 
 SCHEMA = pa.schema(
     [
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 
 def load(folder: str | Path) -> pd.DataFrame:
     """Rows of all finished runs that left any; raises ResultsError if none did."""
-    return joined.load(folder, "rollouts", SCHEMA, _run, "no finished run left a rollouts.parquet")
+    return extra_files.load(folder, "rollouts", SCHEMA, _run, "no finished run left a rollouts.parquet")
 
 
 def _run(folder: Path) -> pd.DataFrame | None:
@@ -87,7 +87,7 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     description = "Predicted against real returns of model rollouts."
-    joined.command("rollouts", description, SCHEMA, load, draw, summary, ".2f", arguments)
+    extra_files.command(__file__, "rollouts", description, SCHEMA, load, draw, summary, ".2f", arguments)
 
 
 if __name__ == "__main__":

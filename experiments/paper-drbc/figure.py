@@ -1,4 +1,4 @@
-"""What demonstrations are worth in a finite MDP: `python -m hoard.analysis.demonstrations FOLDER`, a suite's folder.
+"""What demonstrations are worth in a finite MDP: `python experiments/paper-drbc/figure.py [FOLDER]`, a suite's folder.
 
 Runs of `drbc_tabular` log exact numbers at every evaluation: how far the expert is from the policy they are held to,
 KL(expert || prior) over a trajectory, and what their own policy lacks, V* - V. This joins those of a suite's finished
@@ -24,12 +24,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from hoard.analysis import joined, plots, results
+from hoard.analysis import extra_files, plots, results
 
 SCHEMA = pa.schema(
     [
@@ -55,7 +54,7 @@ THEORY = "λ = ε / KL"  # name of the theory's weight
 def load(folder: str | Path) -> pd.DataFrame:
     """A row per evaluation of every finished run with exact numbers; raises ResultsError if there is none."""
     nothing = "no finished run logged exact/suboptimality, as drbc_tabular does"
-    return joined.load(folder, "demonstrations", SCHEMA, _run, nothing)
+    return extra_files.load(folder, "demonstrations", SCHEMA, _run, nothing)
 
 
 def _run(folder: Path) -> pd.DataFrame | None:
@@ -169,7 +168,7 @@ def draw(rows: pd.DataFrame, share: float = SHARE) -> Figure:
     """Three panels per dataset, see the module."""
     table = runs(rows, share)
     datasets, names = list(dict.fromkeys(table["dataset"])), list(dict.fromkeys(table["series"]))
-    color = dict(zip(names, sns.color_palette("colorblind", len(names)).as_hex()))
+    color = dict(zip(names, plots.PALETTE))
     optimum = rows.groupby("dataset")["optimum"].first()
     with plots.style():
         figure = Figure(figsize=(12.6, 3.7 * len(datasets) + 0.7), layout="constrained")
@@ -258,7 +257,7 @@ def _draw_episodes(axes: Axes, table: pd.DataFrame, kind: str, color: dict[str, 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     description = "What demonstrations are worth in a finite MDP."
-    joined.command("demonstrations", description, SCHEMA, load, draw, summary, ".3g", arguments)
+    extra_files.command(__file__, "demonstrations", description, SCHEMA, load, draw, summary, ".3g", arguments)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,12 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import ROOT
+from synthetic import script
 
-from hoard.analysis import results, rollouts
+from hoard.analysis import results
+
+rollouts = script(ROOT / "experiments" / "paper-mbrcsl" / "figure.py")
 
 SCHEMA = pa.schema(
     [

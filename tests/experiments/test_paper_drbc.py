@@ -9,8 +9,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import ROOT
+from synthetic import script
 
-from hoard.analysis import demonstrations, results
+from hoard.analysis import results
+
+demonstrations = script(ROOT / "experiments" / "paper-drbc" / "figure.py")
 
 CHAIN, GRID = "hoard/doublechain/expert-v0", "hoard/gridworld/expert-v0"
 

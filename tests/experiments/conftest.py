@@ -1,0 +1,1 @@
+from synthetic import quick, sweep  # noqa: F401

@@ -1,0 +1,157 @@
+"""A synthetic results folder as the runner writes it: known scores, every status, extra policies, one raw dataset."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hoard.records.schema import EPISODE_SCHEMA
+
+
+def script(path: Path) -> ModuleType:
+    """A script outside the package as a module."""
+    spec = importlib.util.spec_from_file_location(path.parent.name.replace("-", "_") + "_" + path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Sweep:
+    """Builds `results/<suite>/cells.json` and the run folders, a cell at a time."""
+
+    def __init__(self, root: Path, suite: str = "quick") -> None:
+        self.root, self.suite, self.cells = root, suite, []
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.suite
+
+    def cell(self, method, dataset, seed, *, status="finished", error=None, overrides=None, **episodes) -> Path:
+        """Add a cell; its episodes are written unless it never started."""
+        run = f"runs/{method}/{dataset.replace('/', '-')}/{seed}-0123456789ab"
+        started = status != "pending"
+        if started:
+            (self.root / run).mkdir(parents=True, exist_ok=True)
+            if status == "finished" or episodes:
+                pq.write_table(self.episodes(seed=seed, **episodes), self.root / run / "episodes.parquet")
+        self.cells.append(
+            {
+                "method": method,
+                "algo": method,
+                "dataset": dataset,
+                "seed": seed,
+                "run": run if started else None,
+                "status": status,
+                "error": error,
+                "overrides": overrides or {},
+                "wall_time": 75.0 + seed if status == "finished" else None,
+                "updates_per_second": 900.0 if status == "finished" else None,
+                "data_hash": "5f" * 8,
+            }
+        )
+        return self.root / run
+
+    @staticmethod
+    def episodes(
+        seed=0, last=50.0, curve=None, variants=None, count=4, normalised=True, success=None, env_steps=0, spread=1.0,
+        final=True,
+    ) -> pa.Table:  # fmt: skip
+        """Evaluation rows: `curve` (mean scores, one an evaluation, default a rise to `last`), each with `count`
+        episodes whose mean is exact; `variants` are evaluated at the end only."""
+        curve = [last] if curve is None else curve
+        offsets = spread * (np.arange(count) - (count - 1) / 2)
+        rows = []
+        for number, mean in enumerate(curve, start=1):
+            is_last = number == len(curve)
+            policies = {"": mean} | ((variants or {}) if is_last else {})
+            for variant, level in policies.items():
+                for episode, offset in enumerate(offsets):
+                    score = level + offset
+                    rows.append(
+                        {
+                            "schema_version": 1,
+                            "variant": variant,
+                            "update": 1000 * number,
+                            "env_step": env_steps * number,
+                            "final": final and is_last,
+                            "episode": episode,
+                            "eval_seed": 10_000_019 + 1000 * seed + 10 * number + episode,
+                            "return": -1000 + 9 * score,
+                            "length": 200,
+                            "success": success,
+                            "score": score if normalised else float("nan"),
+                        }
+                    )
+        return pa.Table.from_pylist(rows, schema=EPISODE_SCHEMA)
+
+    def write(self, **changes) -> Path:
+        """Write `cells.json` and return the suite folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "schema_version": 1,
+            "suite": self.suite,
+            "command": "hoard bench quick SEEDS=5",
+            "created": "2026-01-02T03:04:05+00:00",
+            "provenance": {
+                "revision": "0123abcd",
+                "versions": {"torch": "2.9.0", "numpy": "2.3.0"},
+                "machine": "Linux x86_64",
+                "cpu_count": 2,
+            },
+            "cells": self.cells,
+        }
+        (self.folder / "cells.json").write_text(json.dumps(content | changes))
+        return self.folder
+
+
+@pytest.fixture
+def sweep(tmp_path) -> Sweep:
+    """An empty sweep to which a test adds cells."""
+    return Sweep(tmp_path / "results")
+
+
+@pytest.fixture
+def quick(sweep) -> Sweep:
+    """Three methods, three datasets, five seeds; one cell failed, one never started; rcsl has extra policies."""
+    rng = np.random.default_rng(7)
+    levels = {"bc": 35.0, "iql": 62.0, "rcsl": 50.0}
+    datasets = ["hoard/pendulum/mixed-v0", "hoard/pointmaze/stitch-v0", "hoard/acrobot/expert-v0"]
+    for shift, dataset in enumerate(datasets):
+        for method, level in levels.items():
+            for seed in range(5):
+                last = level + 12 * shift + 5 * rng.standard_normal()
+                rise = last * (1 - np.exp(-0.6 * np.arange(1, 11))) / (1 - np.exp(-6.0))
+                facts = {"overrides": {"updates": 10_000}}
+                if (method, shift, seed) == ("iql", 1, 3):
+                    error = "RuntimeError: <b>loss</b> is not finite | see log"
+                    facts |= {"status": "failed", "error": error}
+                    sweep.cell(method, dataset, seed, curve=rise[:4], final=False, **facts)
+                elif (method, shift, seed) == ("bc", 2, 4):
+                    sweep.cell(method, dataset, seed, status="pending", **facts)
+                else:
+                    if method == "iql" and shift == 2:
+                        facts = {"overrides": {"updates": 10_000, "expectile": 0.9}}
+                    extra = {"target=0.5": last - 10, "target=0.9": last - 2} if method == "rcsl" else None
+                    success = bool(seed % 2) if shift == 1 else None
+                    sweep.cell(method, dataset, seed, curve=rise, variants=extra, success=success, **facts)
+    sweep.write()
+    return sweep
+
+
+@pytest.fixture
+def archive(quick, tmp_path) -> Path:
+    """The same results as an archive: cells.json and the joined episodes, far from any run folder."""
+    from hoard.analysis import results
+
+    folder = tmp_path / "archive" / "quick"
+    folder.mkdir(parents=True)
+    (folder / "cells.json").write_bytes((quick.folder / "cells.json").read_bytes())
+    results.write_table(results.collect(quick.root, quick.suite), folder)
+    return folder
