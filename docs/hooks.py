@@ -1,10 +1,10 @@
-"""What MkDocs does beyond Markdown: tables of options, equations as MathML, pages and pictures from `experiments/`.
+"""What MkDocs does beyond Markdown: tables of options, equations as MathML, pages from outside of `docs/`.
 
 - `<!-- options -->` on the page of an algorithm becomes the table of its options, read from the algorithm file. The
   file is not imported, so that the site needs neither torch nor a simulator.
 - Equations between dollar signs become MathML, which browsers draw without any script or font from elsewhere.
-- The pages and figures in `experiments/` are part of the site. Links to other files of the repository lead to
-  `repo_url`, or stay plain text where `mkdocs.yml` names none.
+- The pages and figures in `experiments/`, and a few other pages of the repository, are part of the site. Links to other
+  files of the repository lead to `repo_url`, or stay plain text where `mkdocs.yml` names none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+OUTSIDE = ("envs/README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 OPTIONS = "<!-- options -->"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.S)
@@ -48,6 +49,11 @@ def options_of(source: str) -> list[tuple[str, str, str, str]]:
     return out
 
 
+def escape(text: str) -> str:
+    """Plain text as a cell of a Markdown table."""
+    return re.sub(r"([|*])", r"\\\1", html.escape(text, quote=False))
+
+
 def options_table(algo_file: Path) -> str:
     """A Markdown table of the options of an algorithm file."""
     rows, last = ["| option | default | what it is |", "|---|---|---|"], None
@@ -55,7 +61,7 @@ def options_table(algo_file: Path) -> str:
         if group != last:
             rows.append(f"| **{group}** | | |")
             last = group
-        rows.append(f"| `{name}` | `{default}` | {html.escape(meaning, quote=False).replace('|', chr(92) + '|')} |")
+        rows.append(f"| `{name}` | `{default}` | {escape(meaning)} |")
     return "\n".join(rows)
 
 
@@ -109,7 +115,8 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     experiments = ROOT / "experiments"
-    for path in sorted([*experiments.rglob("*.md"), *experiments.rglob("*.png")]):
+    outside = [*experiments.rglob("*.md"), *experiments.rglob("*.png"), *(ROOT / page for page in OUTSIDE)]
+    for path in sorted(outside):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
