@@ -92,9 +92,7 @@ class Actor(nn.Module):
 # --- losses: a scalar and detached metrics ---
 
 
-def actor_loss(
-    actor: Actor, batch: dict[str, Tensor], generator: torch.Generator
-) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(actor: Actor, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared error towards the dataset's action, or its negative log-likelihood."""
     error = batch["action"] - actor(batch["obs"], generator)
     mse = error.square().mean()

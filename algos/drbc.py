@@ -1,47 +1,19 @@
-"""DRBC: demonstration-regularised RL, from a behaviour clone (Tiapkin et al., ICLR 2024, arXiv 2310.17303).
+"""DRBC: demonstration-regularised RL from a behaviour clone (Tiapkin et al., ICLR 2024, arXiv 2310.17303).
 
-Clone a few demonstrations by regularised maximum likelihood; then do RL on the true reward under a penalty
-kl_weight * KL(pi(.|s) || clone(.|s)) at every step. Demonstrations are used without their rewards, through the clone
-alone. What the penalty may cost is kl_weight * KL(expert || clone) over an episode, and cloning makes that KL fall like
-1 / (number of demonstrations): the more of them, the stronger the penalty may be, the less there is to explore.
+Clone a few demonstrations; then do RL on the true reward under a penalty kl_weight * KL(pi(.|s) || clone(.|s)) at every
+step. The paper is theory for finite and linear MDPs (algos/drbc_tabular.py); this file is our own carrying over to
+continuous actions, every constant ours: soft actor-critic with its entropy replaced by the KL.
 
-The paper is theory, for finite and linear MDPs (`hoard.envs.tabular` has the exact solvers its statements are checked
-with); it has no experiments and no code, and we could read its abstract and reviews only. This file is our own carrying
-over to continuous actions, every constant ours: soft actor-critic with its entropy replaced by the KL,
+Presets: `drbc` (default, annealed weight), `fixed`, and the controls `uniform` and `uniform_from_clone`. Equations,
+choices, results: docs/algorithms/drbc.md.
 
-    target   r + discount * (min_j Qbar_j(s', a') - w (log pi(a'|s') - log ref(a'|s'))),  a' ~ pi
-    actor    minimises  w (log pi(a|s) - log ref(a|s)) - min_j Q_j(s, a),  a ~ pi reparameterised
-
-There is no further entropy term: the reverse KL contains it. The actor starts as the clone. `w` (`kl_rule`): fixed, as
-in the theory; annealed, the default, since a fixed weight leaves a bias; or tuned to a budget of nats per step.
-
-The reference must not vanish where the actor goes, or the reverse KL explodes: a clone is nearly deterministic on the
-demonstrations and arbitrary beside them. Two remedies, both on: its standard deviation has a floor
-(`ref_log_std_min`), and it is mixed with the uniform distribution, ref = (1 - k) clone + k / 2^dim on [-1, 1]^dim with
-k = 1 / (demonstrations + 1) clipped to [1e-3, 0.1]: the continuous counterpart of the mixture that the paper uses for
-linear MDPs (from memory). With it log ref never falls below log k - dim log 2. A third trap is the tanh: demonstrations
-at the bounds of the actions, clipped as usual to 1 - 1e-3 or closer, put the clone where the tanh is flat; Q's gradient
-then reaches the actor weakened 500 times while the KL, which lives before the tanh, does not, and the actor cannot
-leave. `action_clip 0.05` keeps the slope at 0.1.
-
-Settings that take the method apart: `online_steps 0` is the clone alone. `kl_weight 0` is plain actor-critic from the
-clone; nothing then keeps its policy stochastic, and what explores is what remains of the clone's noise. `ref_mixture 1`
-makes the reference uniform: soft actor-critic at a fixed temperature, demonstrations unused but for the start
-(`actor_init random`: not at all; preset `uniform`). `kl_in_target false` penalises the actor only (BRAC's policy
-penalty). `demo_ratio` also replays demonstrations, rewards included, which the theory does not.
-
-Rewards are divided by the range of the dataset's rewards (`reward_scale`), so that one `kl_weight` serves several
-environments. The headline policy is the squashed mean; the objective's own, sampled, policy is evaluated at the end as
-the variant `sampled`.
-
-Run: `python algos/drbc.py --dataset hoard/pendulum/mixed-v0 --online-steps 20000`. Shared with every algorithm:
-hoard.datasets (data, replay), hoard.runners (environment, evaluation, records, checkpoints, resume).
+Run: python algos/drbc.py --dataset hoard/pendulum/mixed-v0 --online-steps 20000
 """
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -53,6 +25,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
+from hoard.runners.nn import frozen_copy, gradient_step, linear, polyak_update
 
 
 @dataclass
@@ -64,27 +37,34 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
-    updates: int = 10_000  # updates of the clone
-    online_steps: int = 100_000  # environment steps of RL, one update each; *_every count them; 0: the clone alone
+    updates: int = 10_000  # gradient updates of the clone
+    online_steps: int = 100_000  # environment steps after them, one update each; *_every count steps there
     log_every: int = 1000  # updates or steps per row of training metrics
     eval_every: int = 5000  # updates or steps between evaluations
     eval_episodes: int = 10  # episodes of each evaluation on the way
     final_eval_episodes: int = 100  # episodes of the last one, which is the score
-    checkpoint_every: int = 5000  # between checkpoints; online they wait for the end of the episode
+    checkpoint_every: int = 5000  # updates or steps between checkpoints; online they wait for the end of the episode
     # --- optimisation ---
     batch_size: int = 256  # transitions per update, drawn with replacement
-    lr: float = 3e-4  # Adam's step size for clone, actor and critics
+    lr: float = 3e-4  # Adam's step size
     hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers of every network
-    # --- demonstrations and clone ---
+    # --- data ---
+    reward_scale: float | None = None  # factor of the rewards; none is 1 / (largest - smallest reward of the dataset)
+    demo_ratio: float = 0.0  # share of demonstrations in every RL batch
+    # --- SAC ---
+    discount: float = 0.99  # gamma
+    target_tau: float = 0.005  # Polyak step of the target critic
+    layer_norm: bool = True  # after each hidden layer of the critics, before the ReLU
+    # --- DRBC: the clone ---
     demonstrations: int = 20  # episodes cloned, drawn from the pool; 0, or more than it has, takes all of it
     expert_fraction: float = 0.1  # the pool: this share of the dataset's episodes, the best by undiscounted return
     holdout: float = 0.1  # share of the demonstrations held out, whole episodes; the clone that fits them best is kept
-    action_clip: float = 0.05  # actions cloned are clipped to +-(1 - this) of their range; see the notes
+    action_clip: float = 0.05  # actions cloned are clipped to +-(1 - this), where the tanh still has a slope
     ref_log_std_min: float = -2.0  # floor of the reference's log-std; -5, as while fitting, is none
-    ref_mixture: float | None = None  # k: share of the uniform distribution in the reference; None is the rule above
-    # --- KL-regularised RL ---
-    kl_weight: float = 0.3  # w, in units of the scaled reward; where it starts if it is annealed or tuned
-    kl_rule: Literal["anneal", "fixed", "budget"] = "anneal"  # how it goes on
+    ref_mixture: float | None = None  # share of the uniform distribution in the reference; none: see `mixture_share`
+    # --- DRBC: the penalty ---
+    kl_weight: float = 0.3  # w: initial KL weight, in units of the scaled reward
+    kl_rule: Literal["anneal", "fixed", "budget"] = "anneal"  # schedule of the KL weight
     anneal_to: float = 0.1  # anneal: falls linearly to this share of w ...
     anneal_by: float = 0.5  # ... at this share of the online steps, and stays
     kl_budget: float = 3.0  # budget: nats per step and action dimension that w is tuned to
@@ -92,17 +72,32 @@ class Config:
     kl_estimate: Literal["sample", "analytic"] = "sample"  # analytic needs ref_mixture 0
     actor_init: Literal["clone", "random"] = "clone"  # where RL starts
     warmup_steps: int = 1000  # environment steps in which that actor acts unchanged and only the critics learn
-    demo_ratio: float = 0.0  # share of demonstrations in every RL batch
-    reward_scale: float | None = None  # factor of the rewards; None is 1 / (largest - smallest reward of the dataset)
-    discount: float = 0.99  # gamma
-    target_tau: float = 0.005  # Polyak step of the target critic
-    layer_norm: bool = True  # in the critics
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense, naming what would be right."""
+        for name in ("holdout", "demo_ratio", "anneal_to"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1]")
+        for name in ("anneal_by", "expert_fraction"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in (0, 1]")
+        if self.holdout == 1 or not 0 < self.action_clip < 1:
+            raise ValueError("holdout must be below 1 and action_clip in (0, 1)")
+        if self.ref_mixture is not None and not 0 <= self.ref_mixture <= 1:
+            raise ValueError(f"ref_mixture {self.ref_mixture} must lie in [0, 1]")
+        if self.kl_estimate == "analytic" and self.ref_mixture != 0:
+            raise ValueError("kl_estimate analytic holds for a reference without a uniform part: give ref_mixture 0")
+        if self.updates == 0 and (self.ref_mixture != 1 or self.actor_init == "clone"):
+            raise ValueError("updates 0 leaves the clone untrained: only with ref_mixture 1 and actor_init random")
+        if self.kl_weight < 0 or (self.kl_rule == "budget" and self.kl_weight == 0):
+            raise ValueError(f"kl_weight {self.kl_weight} must not be negative, and positive with kl_rule budget")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "drbc": {},
     "fixed": {"kl_rule": "fixed"},
     "uniform": {"ref_mixture": 1.0, "actor_init": "random", "kl_rule": "fixed", "updates": 0},
+    "uniform_from_clone": {"ref_mixture": 1.0, "kl_rule": "fixed"},
 }
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
@@ -111,19 +106,12 @@ LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
 class Actor(nn.Module):
-    """A tanh-Gaussian over actions in [-1, 1] with state-dependent standard deviation: clone, reference and learner."""
+    """A Gaussian squashed by tanh to [-1, 1], its standard deviation dependent on the state."""
 
-    center: Tensor
-    half_range: Tensor
-
-    def __init__(self, dataset: Dataset, cfg: Config, generator: torch.Generator) -> None:
+    def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
         super().__init__()
-        sizes = [dataset.obs_dim, *cfg.hidden, 2 * dataset.action_dim]
-        self.layers = nn.ModuleList(linear(a, b, generator) for a, b in pairwise(sizes))
-        space, device = dataset.action_space, generator.device
-        low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
-        self.register_buffer("center", (high + low) / 2)
-        self.register_buffer("half_range", (high - low) / 2)
+        sizes = [obs_dim, *cfg.hidden, 2 * action_dim]
+        self.layers = nn.ModuleList(linear(a, b, generator, "xavier") for a, b in pairwise(sizes))
 
     def forward(self, obs: Tensor, log_std_min: float = LOG_STD_MIN) -> tuple[Tensor, Tensor]:
         """Mean and log-std before the tanh, each (B, action_dim)."""
@@ -133,36 +121,29 @@ class Actor(nn.Module):
         mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
         return mean, log_std.clamp(log_std_min, LOG_STD_MAX)
 
-    def act(self, obs: Tensor, history: History | None = None) -> Tensor:
-        """tanh(mean), in environment units."""
-        return self.center + self.half_range * torch.tanh(self(obs)[0])
+    def act(self, obs: Tensor) -> Tensor:
+        """The image of the mean, tanh(mean)."""
+        return torch.tanh(self(obs)[0])
 
     @torch.no_grad()
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """A sampled action in environment units."""
+        """A sampled action."""
         mean, log_std = self(obs)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return self.center + self.half_range * torch.tanh(mean + log_std.exp() * noise)
-
-
-def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=generator.device)
-    nn.init.xavier_uniform_(layer.weight, generator=generator)
-    nn.init.zeros_(layer.bias)
-    return layer
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return torch.tanh(mean + log_std.exp() * noise)
 
 
 class Critic(nn.Module):
     """Two Q functions of (obs, action), returned as (2, B)."""
 
-    def __init__(self, dataset: Dataset, cfg: Config, generator: torch.Generator) -> None:
+    def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
         super().__init__()
-        sizes = [dataset.obs_dim + dataset.action_dim, *cfg.hidden, 1]
+        sizes = [obs_dim + action_dim, *cfg.hidden, 1]
         self.heads = nn.ModuleList()
         for _ in range(2):
             layers: list[nn.Module] = []
             for inputs, outputs in pairwise(sizes):
-                layers.append(linear(inputs, outputs, generator))
+                layers.append(linear(inputs, outputs, generator, "xavier"))
                 if cfg.layer_norm:
                     layers.append(nn.LayerNorm(outputs, device=generator.device))
                 layers.append(nn.ReLU())
@@ -173,12 +154,15 @@ class Critic(nn.Module):
         return torch.stack([head(x).squeeze(-1) for head in self.heads])
 
 
-class Multiplier(nn.Module):
-    """kl_weight as a learnt number, for `kl_rule budget`."""
+class KLWeight(nn.Module):
+    """The KL weight for `kl_rule budget`; its logarithm is learnt."""
 
     def __init__(self, start: float, device: torch.device) -> None:
         super().__init__()
         self.log = nn.Parameter(torch.tensor(math.log(start), device=device))
+
+    def forward(self) -> Tensor:
+        return self.log.exp()
 
 
 # --- densities; u is an action before the tanh ---
@@ -232,7 +216,9 @@ def clone_loss(clone: Actor, obs: Tensor, action: Tensor, clip: float) -> tuple[
     return loss, {"clone/nll": loss.detach(), "clone/std": log_std.detach().exp().mean()}
 
 
-def soft_backup(reward: Tensor, terminated: Tensor, next_q: Tensor, next_kl: Tensor, weight: Tensor, discount: float):
+def soft_backup(
+    reward: Tensor, terminated: Tensor, next_q: Tensor, next_kl: Tensor, weight: Tensor, discount: float
+) -> Tensor:
     """r + discount (1 - terminated) (min_j Q_j - weight * KL), for next_q (2, B)."""
     return reward + discount * (1 - terminated) * (next_q.amin(dim=0) - weight * next_kl)
 
@@ -249,46 +235,32 @@ def actor_loss(q: Tensor, kl: Tensor, weight: Tensor) -> tuple[Tensor, dict[str,
     return loss, {"losses/actor": loss.detach(), "policy/kl": kl.detach().mean()}
 
 
-def multiplier_loss(log_weight: Tensor, kl: Tensor, budget: float) -> Tensor:
+def kl_weight_loss(log_weight: Tensor, kl: Tensor, budget: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Its descent raises the weight while the KL exceeds the budget."""
-    return -log_weight * (kl - budget)
+    loss = -log_weight * (kl - budget)
+    return loss, {"losses/kl_weight": loss.detach()}
 
 
 # --- training ---
 
 
 def train(cfg: Config, run: Run) -> None:
-    check(cfg)
     dataset, device, generator = run.dataset, run.device, run.generator
-    buffer = ReplayBuffer(dataset, device, online_capacity=cfg.online_steps)
-    scale = reward_scale(dataset, cfg.reward_scale)
-    buffer.reward *= scale
-    clone, critic = Actor(dataset, cfg, generator), Critic(dataset, cfg, generator)
-    actor = Actor(dataset, cfg, generator)
-    target = copy.deepcopy(critic).requires_grad_(False)
-    multiplier = Multiplier(max(cfg.kl_weight, 1e-8), device)
-    adam = {
-        name: torch.optim.Adam(net.parameters(), lr=cfg.lr, fused=True)
-        for name, net in (("clone", clone), ("actor", actor), ("critic", critic), ("multiplier", multiplier))
-    }
+    buffer = ReplayBuffer(dataset, device, cfg.online_steps, reward_scale=reward_scale(dataset, cfg.reward_scale))
+    clone = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
+    critic = Critic(cfg, dataset.obs_dim, dataset.action_dim, generator)
+    actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
+    kl_weight = KLWeight(max(cfg.kl_weight, 1e-8), device)
+    target = frozen_copy(critic)
+    networks = {"clone": clone, "actor": actor, "critic": critic, "kl_weight": kl_weight}
+    optimizers = {name: torch.optim.Adam(net.parameters(), lr=cfg.lr, fused=True) for name, net in networks.items()}
 
-    def normalised(action: Tensor) -> Tensor:
-        """Actions as the networks see them."""
-        return (action - actor.center) / actor.half_range
-
-    buffer.action = normalised(buffer.action)
     chosen = choose_demonstrations(dataset, cfg)
     fitted, held_out = (torch.as_tensor(np.flatnonzero(np.isin(dataset.episode_index, c))).to(device) for c in chosen)
     # With demonstrations held out the reference is the best clone so far, else the clone itself.
-    reference = copy.deepcopy(clone) if len(held_out) else clone
-    least = nn.Parameter(torch.tensor(math.inf, device=device), requires_grad=False)
-    best = nn.ParameterList([least])
+    reference = frozen_copy(clone) if len(held_out) else clone
+    best_nll = nn.ParameterList([nn.Parameter(torch.tensor(math.inf, device=device), requires_grad=False)])
     mixture = mixture_share(cfg, demonstrations=len(chosen[0]) + len(chosen[1]))
-
-    def descend(name: str, loss: Tensor) -> None:
-        adam[name].zero_grad(set_to_none=True)
-        loss.backward()
-        adam[name].step()
 
     def demonstrations(count: int) -> dict[str, Tensor]:
         return buffer.gather(fitted[torch.randint(len(fitted), (count,), generator=generator, device=device)])
@@ -296,77 +268,77 @@ def train(cfg: Config, run: Run) -> None:
     def update_clone(look: bool) -> dict[str, Tensor]:
         batch = demonstrations(cfg.batch_size)
         loss, metrics = clone_loss(clone, batch["obs"], batch["action"], cfg.action_clip)
-        descend("clone", loss)
+        gradient_step(optimizers["clone"], loss)
         if look and len(held_out):
             with torch.no_grad():
                 batch = buffer.gather(held_out)
                 nll = clone_loss(clone, batch["obs"], batch["action"], cfg.action_clip)[0]
-                better = nll < least
-                for kept, now in zip([least, *reference.parameters()], [nll, *clone.parameters()]):
-                    kept.copy_(torch.where(better, now, kept))  # a choice that waits for no device
+                better = nll < best_nll[0]
+                for kept, now in zip([*best_nll, *reference.parameters()], [nll, *clone.parameters()]):
+                    kept.copy_(torch.where(better, now, kept))  # avoids a GPU sync
             metrics |= {"clone/nll_held_out": nll}
         return metrics
 
     def update(batch: dict[str, Tensor], with_actor: bool) -> dict[str, Tensor]:
-        if cfg.kl_rule == "budget":
-            weight = multiplier.log.detach().exp()
-        else:
-            weight = torch.full((), scheduled_weight(cfg, run.env_step), device=device)
+        scheduled = torch.full((), scheduled_weight(cfg, run.env_step), device=device)
+        weight = kl_weight().detach() if cfg.kl_rule == "budget" else scheduled
+        # Q: towards r + discount * (the smaller target Q of the policy's next action - its KL to the reference)
         with torch.no_grad():
             next_action, next_kl = sample_with_kl(actor, reference, mixture, batch["next_obs"], cfg, generator)
             next_q = target(batch["next_obs"], next_action)
             in_target = weight if cfg.kl_in_target else torch.zeros_like(weight)
             backup = soft_backup(batch["reward"], batch["terminated"], next_q, next_kl, in_target, cfg.discount)
         loss, metrics = critic_loss(critic, batch["obs"], batch["action"], backup)
-        descend("critic", loss)
-        with torch.no_grad():
-            for slow, fast in zip(target.parameters(), critic.parameters()):
-                slow.lerp_(fast, cfg.target_tau)
-        if with_actor:
-            critic.requires_grad_(False)  # the actor's loss needs no gradient of the critics' weights
-            action, kl = sample_with_kl(actor, reference, mixture, batch["obs"], cfg, generator)
-            loss, of_actor = actor_loss(critic(batch["obs"], action), kl, weight)
-            descend("actor", loss)
-            critic.requires_grad_(True)
-            metrics |= of_actor | {"policy/kl_weight": weight}
-            if cfg.kl_rule == "budget":
-                budget = cfg.kl_budget * dataset.action_dim
-                descend("multiplier", multiplier_loss(multiplier.log, of_actor["policy/kl"], budget))
+        gradient_step(optimizers["critic"], loss)
+        polyak_update(target, critic, cfg.target_tau)
+        if not with_actor:
+            return metrics
+        # policy: towards actions of high Q, near the reference
+        critic.requires_grad_(False)  # the actor's loss needs no gradient of the critics' weights
+        action, kl = sample_with_kl(actor, reference, mixture, batch["obs"], cfg, generator)
+        loss, of_actor = actor_loss(critic(batch["obs"], action), kl, weight)
+        gradient_step(optimizers["actor"], loss)
+        critic.requires_grad_(True)
+        metrics |= of_actor | {"policy/kl_weight": weight}
+        # KL weight: towards the budget
+        if cfg.kl_rule == "budget":
+            budget = cfg.kl_budget * dataset.action_dim
+            loss, of_weight = kl_weight_loss(kl_weight.log, of_actor["policy/kl"], budget)
+            gradient_step(optimizers["kl_weight"], loss)
+            metrics |= of_weight
         return metrics
 
+    def sample_batch() -> dict[str, Tensor]:
+        """Online steps, with `demo_ratio` of demonstrations among them."""
+        from_demos = round(cfg.demo_ratio * cfg.batch_size)
+        batch = buffer.sample(cfg.batch_size - from_demos, generator, 0.0) if from_demos < cfg.batch_size else {}
+        extra = demonstrations(from_demos) if from_demos else {}
+        return {name: torch.cat([part[name] for part in (extra, batch) if part]) for name in extra or batch}
+
     env = run.training_env() if cfg.online_steps else None
-    networks = {"clone": clone, "reference": reference, "actor": actor, "critic": critic, "target": target}
-    optimizers = {f"{name}_adam": a for name, a in adam.items()}
-    run.register(**networks, **optimizers, multiplier=multiplier, best=best, buffer=buffer)
+    run.register(
+        networks=networks, reference=reference, target=target, optimizers=optimizers, best_nll=best_nll, buffer=buffer
+    )
     if not run.update and not run.env_step:
         run.say(f"demonstrations: {len(chosen[0])} episodes to fit, {len(chosen[1])} held out")
     for number in run.loop(cfg.updates):
         run.log(update_clone(look=number % 100 == 0 or number == cfg.updates or run.evaluation_due))
         if run.evaluation_due:
-            run.evaluate(reference.act)
+            run.evaluate(reference)
     if env is None:
-        run.evaluate(sampled(reference, run), variant="sampled")
+        run.evaluate(sampled(reference), variant="sampled")
         return
 
     if run.env_step == 0 and cfg.actor_init == "clone":
         actor.load_state_dict(reference.state_dict())
-    from_demos = round(cfg.demo_ratio * cfg.batch_size)
     for _ in run.online(cfg.online_steps):
-        action = actor.explore(torch.as_tensor(env.obs, device=device)[None], generator)[0]
-        obs, done, reward, next_obs, terminated, truncated = env.step(action.cpu().numpy())
-        action = normalised(torch.as_tensor(done, device=device))
-        buffer.add(obs, action, scale * reward, next_obs, terminated, truncated)
+        buffer.add(*env.step(actor.explore(env.obs, generator)))
         if buffer.online_size >= cfg.batch_size:
-            batch = buffer.sample(cfg.batch_size - from_demos, generator, 0.0) if from_demos < cfg.batch_size else {}
-            if from_demos:
-                extra = demonstrations(from_demos)
-                batch = {name: torch.cat([extra[name], batch[name]]) if batch else extra[name] for name in extra}
-            run.update += 1
-            run.log(update(batch, with_actor=run.env_step > cfg.warmup_steps))
+            run.log(update(sample_batch(), with_actor=run.env_step > cfg.warmup_steps))
         if run.evaluation_due:
-            run.evaluate(actor.act)
-            if run.env_step >= cfg.online_steps:
-                run.evaluate(sampled(actor, run), variant="sampled")
+            run.evaluate(actor)
+            if run.evaluation_final:
+                run.evaluate(sampled(actor), variant="sampled")
 
 
 def choose_demonstrations(dataset: Dataset, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -381,7 +353,7 @@ def choose_demonstrations(dataset: Dataset, cfg: Config) -> tuple[np.ndarray, np
 
 
 def mixture_share(cfg: Config, demonstrations: int) -> float:
-    """k, the share of the uniform distribution in the reference."""
+    """k, the share of the uniform distribution in the reference: 1 / (demonstrations + 1) within [1e-3, 0.1]."""
     if cfg.ref_mixture is not None:
         return cfg.ref_mixture
     return min(max(1 / (demonstrations + 1), 1e-3), 0.1)
@@ -405,34 +377,9 @@ def reward_scale(dataset: Dataset, scale: float | None) -> float:
     return 1 / span
 
 
-def sampled(policy: Actor, run: Run):
-    """Actions drawn from the policy for an evaluation, from a generator of its own."""
-    generator = torch.Generator(run.device).manual_seed(run.env_step)
-
-    def act(obs: Tensor, history: History) -> Tensor:
-        return policy.explore(obs, generator)
-
-    return act
-
-
-def check(cfg: Config) -> None:
-    """Raise ValueError for options that contradict one another or make no sense, naming what would be right."""
-    for name in ("holdout", "demo_ratio", "anneal_to", "target_tau"):
-        if not 0 <= getattr(cfg, name) <= 1:
-            raise ValueError(f"{name} {getattr(cfg, name)} must lie in [0, 1]")
-    for name in ("anneal_by", "expert_fraction"):
-        if not 0 < getattr(cfg, name) <= 1:
-            raise ValueError(f"{name} {getattr(cfg, name)} must lie in (0, 1]")
-    if cfg.holdout == 1 or not 0 < cfg.action_clip < 1:
-        raise ValueError("holdout must be below 1 and action_clip in (0, 1)")
-    if cfg.ref_mixture is not None and not 0 <= cfg.ref_mixture <= 1:
-        raise ValueError(f"ref_mixture {cfg.ref_mixture} must lie in [0, 1]")
-    if cfg.kl_estimate == "analytic" and cfg.ref_mixture != 0:
-        raise ValueError("kl_estimate analytic holds for a reference without a uniform part: give ref_mixture 0")
-    if cfg.updates == 0 and (cfg.ref_mixture != 1 or cfg.actor_init == "clone"):
-        raise ValueError("updates 0 leaves the clone untrained: only with ref_mixture 1 and actor_init random")
-    if cfg.kl_weight < 0 or (cfg.kl_rule == "budget" and cfg.kl_weight == 0):
-        raise ValueError(f"kl_weight {cfg.kl_weight} must not be negative, and positive with kl_rule budget")
+def sampled(actor: Actor) -> Callable[[Tensor, History], Tensor]:
+    """The objective's own policy: actions drawn from the actor."""
+    return lambda obs, history: actor.explore(obs, history.generator)
 
 
 if __name__ == "__main__":

@@ -1,56 +1,25 @@
 """DRBC in finite MDPs: a smoothed clone, then UCBVI-Ent+ towards it (Tiapkin et al., ICLR 2024, arXiv 2310.17303).
 
-The setting the paper's statements are about, with one table for everything. `algos/drbc.py` is the version for
-continuous actions.
+The setting the paper's statements are about, with one table for everything: clone the demonstrations, plan
+optimistically for the reward less kl_weight * KL(pi || clone) after every episode, and explore where the bounds on Q
+are furthest apart. `algos/drbc.py` is the version for continuous actions.
 
-1. Clone: pi_BC,h(a|s) = (count + c) / (count(s) + c A), c = `smoothing` = 1 being the paper's regulariser (as we recall
-   it) in closed form.
-2. Optimistic planning for the penalised reward r - w KL(pi || pi_BC), after every episode, on the estimated model with
-   bonus b: Q_up = clip(r + p V_up + b), Q_lo = clip(r + p V_lo - b), both within [0, steps that remain];
-   V = w log sum_a pi_BC exp(Q / w); policy proportional to pi_BC exp(Q_up / w).
-3. Bound on what the policy may lack: G = min(steps that remain, <pi, (1 + 1/H) p G' + b> + max_a (Q_up - Q_lo)^2 / 2w).
-4. Act by the policy, except that at one step, drawn uniformly from 0..H (0: at none), the action with the widest
-   Q_up - Q_lo is played.
+Presets: `drbc` (default), `uniform` (no demonstrations), `ucbvi` (no penalty either). The recursion, its bound, what is
+from memory or simplified, results: docs/algorithms/drbc_tabular.md.
 
-We could read the paper's abstract and reviews only. The recursion of the bound, the mixture of step 4 and the clone's
-regulariser are from memory, in part inferred; the bonus is simplified, the paper's uses the variance of values:
-b = c (H - h) sqrt(log(4 S A H n / delta) / n), c = `bonus`, and (H - h) where n = 0. c = 1 is vacuous for the budgets
-here, so with a smaller one the bound is an indication, not a guarantee. Further choices of ours: rewards are estimated
-too; the policy goes on improving once G <= epsilon, which the log and `learner/stopped` record; and n and p are pooled
-over the steps of an episode, since the transitions do not depend on them. `pooled false` counts each step for itself,
-as the theory does, which makes exploring up to H times as long (and takes H tables of S A S numbers).
-
-`w` is `kl_weight`, or the theory's epsilon / KL(expert || clone) with the KL put at kl_constant * S A H /
-demonstrations, as it cannot be observed, and at most at H log A, which no policy's KL to the uniform one exceeds.
-Measured constants: 0.02 to 0.08 in hoard's chain (10 to 3000 demonstrations), 0.10 to 0.17 on a 5 x 5 grid, 0.002 to
-0.016 on the 21 x 21 grid, most of which no expert enters.
-
-`prior uniform` ignores the demonstrations: entropy-regularised RL, its theory's w being epsilon / (H log A).
-`kl_weight 0` is UCBVI, without any prior: V = max_a Q, the policy greedy in Q_up (actions of equal value share the
-probability), and a bound without the quadratic term, G = min(steps that remain, <pi, (1 + 1/H) p G' + 3b>): what Q_up
-of the action taken exceeds the truth by, which is its own b and the b that the estimate may err by, and the b with
-which step 3, too, goes from the true to the estimated p (derived here, second-order terms left to that b as there).
-UCBVI proper has no step 4 either: the preset `ucbvi`.
-
-The headline policy is that of step 2; the variant `model` plans without a bonus. Metrics `exact/*`, a value at each
-evaluation, come from the true MDP, which the learner never sees: `optimum` is V*, `suboptimality` is V* - V of the
-headline policy and `model_suboptimality` of the variant's, `kl` is KL(headline || prior) over an episode, and
-`expert_kl` is KL(expert || prior) where the expert is known, on the datasets of hoard's recipe. With `eval_every` a
-multiple of `log_every` no two of them are averaged; `python -m hoard.analysis.demonstrations` reads them.
-
-Run: `python algos/drbc_tabular.py --dataset hoard/doublechain/expert-v0 --demonstrations 10`. Shared with every
-algorithm: hoard.datasets, hoard.runners, and the exact solvers of hoard.envs.tabular.
+Run: python algos/drbc_tabular.py --dataset hoard/doublechain/expert-v0 --demonstrations 10
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from torch import Tensor
+from torch import Tensor, nn
 
 from hoard.datasets import Dataset
 from hoard.datasets.recipes.tabular import expert_policy
@@ -63,10 +32,10 @@ class Config:
     """Tabular DRBC. `updates` counts plans; the first `updates` rounds only evaluate the prior."""
 
     # --- experiment ---
-    dataset: str = "hoard/doublechain/expert-v0"  # a dataset with one-hot states and actions
+    dataset: str = "hoard/doublechain/expert-v0"  # dataset id, of a set with one-hot states and actions
     seed: int = 0  # seed of everything random in this run
     device: str = "cpu"  # where the evaluation keeps its tensors; planning is numpy
-    threads: int = 1  # torch CPU threads
+    threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
     updates: int = 1  # rounds before the online stage, which evaluate the prior (it is a count: nothing to train)
     online_steps: int = 4000  # environment steps; *_every count them; 0: the prior alone
     log_every: int = 100  # steps per row of training metrics
@@ -87,12 +56,48 @@ class Config:
     pooled: bool = True  # one count for all steps of an episode; false: one for each
     explore: bool = True  # the one step of step 4; false follows the optimistic policy throughout
 
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense, naming what would be right."""
+        for name in ("epsilon", "kl_constant", "delta"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be positive")
+        if self.kl_weight == 0 and self.prior != "uniform":
+            raise ValueError("kl_weight 0 makes no use of a clone: say so with prior uniform, or take the preset ucbvi")
+        for name in ("smoothing", "bonus", "demonstrations", "kl_weight"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} must not be negative")
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "drbc": {},
     "uniform": {"prior": "uniform"},
     "ucbvi": {"prior": "uniform", "kl_weight": 0.0, "explore": False},
 }
+
+
+# --- the policy ---
+
+
+class Actor(nn.Module):
+    """A table of action probabilities, (H, S, A), from which one-hot actions are drawn."""
+
+    scale_actions = False  # a one-hot action is what the environment takes
+    table: Tensor
+
+    def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator, horizon: int) -> None:
+        super().__init__()
+        self.horizon = horizon
+        uniform = torch.full((horizon, obs_dim, action_dim), 1 / action_dim, dtype=torch.float64)
+        self.register_buffer("table", uniform.to(generator.device))
+
+    def act(self, obs: Tensor, history: History) -> Tensor:
+        """A drawn action, (n, action_dim)."""
+        probabilities = self.table[history.t][obs.argmax(dim=1)]
+        action = torch.multinomial(probabilities, 1, generator=history.generator)[:, 0]
+        return nn.functional.one_hot(action, self.table.shape[-1]).float()
+
+
+# --- planning ---
 
 
 class Model:
@@ -134,9 +139,10 @@ class Plan:
 
 
 def make_plan(model: Model, prior: np.ndarray, weight: float, bonus: float, delta: float) -> Plan:
-    """Steps 2 and 3 of the file's notes; `prior` (H, S, A), which weight 0 makes no use of.
+    """Optimistic values, the policy that is greedy in them under the penalty, and a bound on what it lacks.
 
-    With bonus 0, the plan of the model as estimated.
+    `prior` (H, S, A) is what the penalty holds the policy to; weight 0 makes no use of it. With bonus 0, the plan of
+    the model as estimated.
     """
     horizon, states, actions = prior.shape
     counts = [csr_array(table) for table in model.counts.reshape(-1, states * actions, states)]
@@ -193,92 +199,85 @@ def weight_of(cfg: Config, states: int, actions: int, horizon: int, demonstratio
     return float(cfg.epsilon / kl)
 
 
-def acting(policy: np.ndarray, run: Run):
-    """A tabular policy for an evaluation, sampled from a generator of its own."""
-    table = torch.as_tensor(policy, device=run.device)
-    generator = torch.Generator(run.device).manual_seed(run.env_step)
-
-    def act(obs: Tensor, history: History) -> Tensor:
-        probabilities = table[history.t][obs.argmax(dim=1)]
-        action = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-        return torch.nn.functional.one_hot(action, table.shape[-1]).float()
-
-    return act
+# --- training ---
 
 
 def train(cfg: Config, run: Run) -> None:
-    check(cfg)
-    dataset, horizon = run.dataset, run.episode_limit
+    dataset, device, horizon = run.dataset, run.device, run.episode_limit
     states, actions = dataset.obs_dim, dataset.action_dim
     clone = clone_of(dataset, cfg, horizon)
     prior = clone if cfg.prior == "clone" else np.full_like(clone, 1 / actions)
     weight = weight_of(cfg, states, actions, horizon, cfg.demonstrations or dataset.num_episodes)
-    assert dataset.env_spec is not None
-    truth = make_env(dataset.env_spec).unwrapped
-    exact = truth.mdp if isinstance(truth, TabularEnv) else None
-    best = exact.start @ tabular.value_iteration(exact)[1][0] if exact else 0.0
-    expert = expert_policy(dataset.id, exact) if exact else None
-    expert_kl = tabular.trajectory_kl(exact, expert, prior) if exact and expert is not None else np.inf
+    report = exact_report(dataset, prior)
     model = Model(states, actions, 1 if cfg.pooled else horizon)
-    env = run.training_env() if cfg.online_steps else None
-    run.register(model=model)
-
-    def report(headline: np.ndarray, estimated: np.ndarray) -> dict[str, Tensor]:
-        if exact is None:
-            return {}
-        lacking = [best - exact.start @ tabular.evaluate_policy(exact, policy)[0] for policy in (headline, estimated)]
-        found = {"optimum": best, "suboptimality": lacking[0], "model_suboptimality": lacking[1]}
-        found |= {"kl": tabular.trajectory_kl(exact, headline, prior), "expert_kl": expert_kl}
-        return {f"exact/{name}": torch.tensor(number) for name, number in found.items() if np.isfinite(number)}
+    actor, estimated_actor = (Actor(cfg, states, actions, run.generator, horizon) for _ in range(2))
+    env = run.training_env(scale_actions=False) if cfg.online_steps else None
+    run.register(model=model, actor=actor)
 
     if not run.update and not run.env_step:
         run.say(f"{states} states, {actions} actions, {horizon} steps; kl_weight {weight:.4g}")
     for _ in run.loop(cfg.updates):
         if run.evaluation_due:
             run.log(report(prior, prior))
-            run.evaluate(acting(prior, run))
+            actor.table.copy_(torch.as_tensor(prior))
+            run.evaluate(actor)
     if env is None:
         return
 
     plan = make_plan(model, prior, weight, cfg.bonus, cfg.delta)
     for _ in run.online(cfg.online_steps):
+        # plan before every episode
         if env.between_episodes:
             plan = make_plan(model, prior, weight, cfg.bonus, cfg.delta)
-            run.update += 1
             h = 0
-            curious = int(torch.randint(horizon + 1, (), generator=run.generator, device=run.device)) - 1
-            bound = float(plan.gap[0, env.obs.argmax()])
+            curious = int(torch.randint(horizon + 1, (), generator=run.generator, device=device)) - 1
+            bound = float(plan.gap[0, env.obs[0].argmax()])
             if bound <= cfg.epsilon and not model.stopped:
                 model.stopped = run.env_step
                 run.say(f"bound {bound:.3f} <= epsilon after {run.env_step} steps")
             run.log({"learner/gap": torch.tensor(bound), "learner/stopped": torch.tensor(float(model.stopped))})
-        state = int(env.obs.argmax())
+        # follow the plan, but for one step at which the least certain action is played
+        state = int(env.obs[0].argmax())
         if cfg.explore and h == curious:
             action = int(plan.width[h, state].argmax())
         else:
-            u = torch.rand((), generator=run.generator, device=run.device, dtype=torch.float64).item()
+            u = torch.rand((), generator=run.generator, device=device, dtype=torch.float64).item()
             action = min(int((plan.policy[h, state].cumsum() <= u).sum()), actions - 1)
-        _, _, reward, following, _, _ = env.step(np.eye(actions, dtype=np.float32)[action])
-        model.add(h, state, action, reward, int(following.argmax()))
+        step = env.step(torch.eye(actions)[action])
+        model.add(h, state, action, step.reward, int(step.next_obs.argmax()))
         h += 1
         if run.evaluation_due:
             estimated = make_plan(model, prior, weight, 0.0, cfg.delta).policy
-            run.log(report(plan.policy, estimated))
-            run.evaluate(acting(plan.policy, run))
-            if run.env_step >= cfg.online_steps:
-                run.evaluate(acting(estimated, run), variant="model")
+            run.log(report(plan.policy, estimated), updates=0)
+            actor.table.copy_(torch.as_tensor(plan.policy))
+            run.evaluate(actor)
+            if run.evaluation_final:
+                estimated_actor.table.copy_(torch.as_tensor(estimated))
+                run.evaluate(estimated_actor, variant="model")
 
 
-def check(cfg: Config) -> None:
-    """Raise ValueError for options that make no sense, naming what would be right."""
-    for name in ("epsilon", "kl_constant", "delta"):
-        if getattr(cfg, name) <= 0:
-            raise ValueError(f"{name} {getattr(cfg, name)} must be positive")
-    if cfg.kl_weight == 0 and cfg.prior != "uniform":
-        raise ValueError("kl_weight 0 makes no use of a clone: say so with prior uniform, or take the preset ucbvi")
-    for name in ("smoothing", "bonus", "demonstrations", "kl_weight"):
-        if (getattr(cfg, name) or 0) < 0:
-            raise ValueError(f"{name} {getattr(cfg, name)} must not be negative")
+def exact_report(dataset: Dataset, prior: np.ndarray) -> Callable[[np.ndarray, np.ndarray], dict[str, Tensor]]:
+    """Metrics `exact/*` of a headline policy and of the estimated model's, from the true MDP where it is known.
+
+    `optimum` is V*, `suboptimality` V* - V of the headline policy and `model_suboptimality` of the other, `kl` is
+    KL(headline || prior) over an episode, `expert_kl` KL(expert || prior). The learner never sees any of it.
+    """
+    assert dataset.env_spec is not None
+    truth = make_env(dataset.env_spec).unwrapped
+    if not isinstance(truth, TabularEnv):
+        return lambda headline, estimated: {}
+    exact = truth.mdp
+    best = exact.start @ tabular.value_iteration(exact)[1][0]
+    expert = expert_policy(dataset.id, exact)
+    expert_kl = np.inf if expert is None else tabular.trajectory_kl(exact, expert, prior)
+
+    def report(headline: np.ndarray, estimated: np.ndarray) -> dict[str, Tensor]:
+        lacking = [best - exact.start @ tabular.evaluate_policy(exact, policy)[0] for policy in (headline, estimated)]
+        found = {"optimum": best, "suboptimality": lacking[0], "model_suboptimality": lacking[1]}
+        found |= {"kl": tabular.trajectory_kl(exact, headline, prior), "expert_kl": expert_kl}
+        return {f"exact/{name}": torch.tensor(number) for name, number in found.items() if np.isfinite(number)}
+
+    return report
 
 
 if __name__ == "__main__":
