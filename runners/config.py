@@ -30,9 +30,10 @@ class RunConfig(Protocol):
 # What options of these names must satisfy, whatever the algorithm: one name, one unit, one range.
 _AT_LEAST_1 = (
     "threads", "log_every", "eval_every", "eval_episodes", "final_eval_episodes", "checkpoint_every", "batch_size",
+    "context", "width", "blocks", "heads", "time_rows",
 )  # fmt: skip
-_NOT_NEGATIVE = ("seed", "updates", "online_steps", "start_steps", "weight_decay")
-_POSITIVE = ("lr", "init_alpha")
+_NOT_NEGATIVE = ("seed", "updates", "online_steps", "start_steps", "weight_decay", "warmup", "return_scale")
+_POSITIVE = ("lr", "init_alpha", "clip_norm")
 _SHARES = ("discount", "target_tau", "offline_ratio", "gae_lambda")
 _BELOW_1 = ("dropout", "actor_dropout")
 
