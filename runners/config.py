@@ -30,7 +30,7 @@ class RunConfig(Protocol):
 # What options of these names must satisfy, whatever the algorithm: one name, one unit, one range.
 _AT_LEAST_1 = (
     "threads", "log_every", "eval_every", "eval_episodes", "final_eval_episodes", "checkpoint_every", "batch_size",
-    "context", "width", "blocks", "heads", "time_rows",
+    "context", "width", "blocks", "heads", "time_rows", "updates_per_step",
 )  # fmt: skip
 _NOT_NEGATIVE = ("seed", "updates", "online_steps", "start_steps", "weight_decay", "warmup", "return_scale")
 _POSITIVE = ("lr", "init_alpha", "clip_norm")

@@ -1,4 +1,4 @@
-"""The `hoard` command. Each module of this package adds its commands; what they need is imported when they are called."""
+"""The `hoard` command. Each module of this package adds its commands and imports what they need when called."""
 
 from __future__ import annotations
 

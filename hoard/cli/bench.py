@@ -16,8 +16,8 @@ def add_parsers(commands: Any) -> None:
     train_ = commands.add_parser(
         "train",
         help="one run: hoard train ALGO [options of that file]",
-        epilog="example: hoard train iql --dataset hoard/pendulum/mixed-v0 --updates 5000; hoard train iql --help lists "
-        "its options and presets; ALGO may be the path of a file",
+        epilog="example: hoard train iql --dataset hoard/pendulum/mixed-v0 --updates 5000; "
+        "hoard train iql --help lists its options and presets",
         allow_abbrev=False,
     )
     train_.add_argument("algo", metavar="ALGO", help="name of a file in algos/, or the path of one anywhere")
