@@ -12,7 +12,7 @@ PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 TESTS   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev bench report test test-slow test-all notebooks lint format clean
+.PHONY: help setup setup-dev bench report test test-slow test-all notebooks docs lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -30,6 +30,10 @@ $(VENV)/.installed: $(PINS) | $(BIN)/python
 
 $(VENV)/.installed-dev: $(PINS) | $(BIN)/python
 	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-docs
+
+$(VENV)/.installed-docs: $(PINS) | $(BIN)/python
+	$(PIP) -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 setup: $(VENV)/.installed ## virtual environment with pinned packages (bench does it by itself)
@@ -53,6 +57,10 @@ test-all: test test-slow ## both
 
 notebooks: setup-dev ## execute the notebooks, with their outputs into results/notebooks
 	$(BIN)/python -m hoard.analysis.notebooks.execute
+
+docs: $(VENV)/.installed-docs ## build the site into build/site; a broken link fails
+	$(BIN)/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
 
 lint: setup-dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,32 +1,13 @@
 """HNPG: hybrid natural policy gradient (Zhou, Sekhari, Song, Sun, ICLR 2024, arXiv 2311.08384).
 
 On-policy learning whose critic and Fisher matrix see offline data too. Each round rolls out whole episodes, fits Q of
-the present policy by two regressions at once (online pairs on Monte-Carlo returns, without bootstrap; offline pairs on
-r + Q(s', a'), a' from the policy), and takes one trust-region step on online and offline states together. There is no
-offline phase. `--hybrid false` drops every use of the data: TRPO, the baseline.
+the present policy by two regressions at once (online pairs on Monte-Carlo returns; offline pairs on r + Q(s', a'), a'
+from the policy), and takes one trust-region step on online and offline states together. There is no offline phase.
 
-The default is the authors' released algorithm (YifeiZhou02/HNPG); the preset `paper` follows the text:
+Presets: `released` (default) follows the authors' code, `paper` its text, `trpo` drops every use of the data. Forms
+with networks per time step or shared ones, deviations, results: docs/algorithms/hnpg.md.
 
-    what                                  released (default)            paper
-    action of the offline advantage       a fresh sample of the policy  the dataset's (Eq. 48)
-    KL tested again in the line search    no                            yes (Eq. 50)
-
-Two forms. With `per_step` there is a policy and a critic for each time step h of a finite horizon, no bootstrap after
-the last step, and the critics are fitted from the last step to the first, each on the one just fitted: the form of the
-paper's experiments. Otherwise one policy and one critic serve all steps, discounted: targets come from the critic as
-it was before the sweep, returns and advantages of episodes cut by a time limit are continued by it. This second form,
-meant for long episodes, is ours. `auto` takes the first where all episodes of the data are as long as the time limit
-and that is <= 64.
-
-Deviations from the released code: the networks of all steps are stacked and stepped together (the same numbers but for
-rounding and random draws; conjugate gradient freezes rows that have converged); critics see actions clipped to the
-action space, as the environment does; `online_weight` (lambda) weighs the online half of the Fisher matrix and the
-surrogate as well as the critic's, as in Alg. 3; nothing is averaged over critics. As there, observations, actions and
-rewards are not normalised and everything is float64. The last round may go beyond `online_steps`: episodes are never
-cut.
-
-Run: `python algos/hnpg.py --dataset hoard/comblock/h10-v0 --seed 0`. Shared with every algorithm: hoard.datasets (data,
-replay), hoard.envs (batched environments), hoard.runners (evaluation, records, checkpoints, resume).
+Run: python algos/hnpg.py --dataset hoard/comblock/h10-v0 --seed 0
 """
 
 from __future__ import annotations
@@ -42,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
-from hoard.envs import Batch, make_batch
-from hoard.runners import History, Policy, Run, main
-from hoard.runners.evaluate import training_seed
+from hoard.runners import History, Run, main
+from hoard.runners.nn import gradient_step
+from hoard.runners.training_env import TrainingBatch, TrainingEnv
 
 
 @dataclass
@@ -56,17 +37,17 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
-    updates: int = 0  # gradient updates before going online: there are none, anything but 0 is refused
-    online_steps: int = 1_500_000  # environment steps
-    log_every: int = 1000  # environment steps per row of training metrics
-    eval_every: int = 10_000  # environment steps between evaluations
+    updates: int = 0  # offline updates: there are none, anything but 0 is refused
+    online_steps: int = 1_500_000  # environment steps; *_every count steps there
+    log_every: int = 1000  # updates or steps per row of training metrics
+    eval_every: int = 10_000  # updates or steps between evaluations
     eval_episodes: int = 30  # episodes of each evaluation on the way
     final_eval_episodes: int = 100  # episodes of the last one, which is the score
-    checkpoint_every: int = 10_000  # environment steps between checkpoints
+    checkpoint_every: int = 10_000  # updates or steps between checkpoints
     eval_actions: Literal["sample", "mean"] = "sample"  # actions of the evaluated policy
     # --- form ---
     hybrid: bool = True  # false: TRPO, which never reads the data
-    per_step: Literal["auto", "yes", "no"] = "auto"  # networks for each time step, see above
+    per_step: Literal["auto", "yes", "no"] = "auto"  # networks for each time step; auto: where episodes have <= 64
     discount: float | None = None  # gamma; None is 1 with networks per step, 0.99 without
     batch_steps: int = 1000  # environment steps of a round, rounded up to whole episodes
     online_weight: float = 1.0  # lambda: weight of online against offline terms
@@ -88,6 +69,17 @@ class Config:
     ls_steps: int = 10  # halvings of the line search
     ls_accept: float = 0.1  # least ratio of actual to expected improvement
     ls_kl_check: bool = False  # also require KL <= max_kl of a step that is accepted
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense, naming what would be right."""
+        if self.updates:
+            raise ValueError(f"updates {self.updates}: HNPG has no offline phase; use updates 0 and online_steps")
+        for name in ("batch_steps", "critic_steps", "critic_sweeps", "value_samples", "cg_steps", "ls_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+        for name in ("online_weight", "reward_scale", "critic_lr", "max_kl"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} {getattr(self, name)}: must be above 0")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -129,26 +121,37 @@ def mlp(weights: list[Tensor], biases: list[Tensor], x: Tensor) -> Tensor:
     return x @ weights[-1] + biases[-1]
 
 
-class GaussianPolicy(nn.Module):
-    """Diagonal Gaussians in environment units, not squashed; log-std parameters of their own, 0 at the start."""
+class Actor(nn.Module):
+    """Diagonal Gaussians, not squashed, one per time step where `steps` > 1; log-std of their own, 0 at the start."""
 
-    def __init__(self, groups: int, sizes: list[int], generator: torch.Generator) -> None:
+    scale_actions = False  # it acts in environment units, as released
+
+    def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator, steps: int) -> None:
         super().__init__()
-        self.mean = Stack(groups, sizes, generator)
-        self.log_std = nn.Parameter(self.mean.weights[0].new_zeros(groups, 1, sizes[-1]))
+        self.steps, self.eval_actions = steps, cfg.eval_actions
+        self.mean = Stack(steps, [obs_dim, *cfg.policy_hidden, action_dim], generator)
+        self.log_std = nn.Parameter(self.mean.weights[0].new_zeros(steps, 1, action_dim))
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """(G, B, obs_dim) -> mean (G, B, action_dim), log-std (G, 1, action_dim)."""
         return self.mean(obs), self.log_std
 
     @torch.no_grad()
-    def sample(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+    def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """Sampled actions, (G, B, obs_dim) -> (G, B, action_dim)."""
         return normal(self.mean(obs), self.log_std, generator)
 
     @torch.no_grad()
-    def sample_at(self, group: int, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Of group `group` alone: (B, obs_dim) -> (B, action_dim)."""
+    def explore_at(self, t: int, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """Sampled actions at time step t, (B, obs_dim) -> (B, action_dim)."""
+        group = t if self.steps > 1 else 0
         return normal(self.mean.at(group, obs), self.log_std[group], generator)
+
+    def act(self, obs: Tensor, history: History) -> Tensor:
+        """A sampled action, or the mean, as `eval_actions` says."""
+        if self.eval_actions == "sample":
+            return self.explore_at(history.t, obs.double(), history.generator)
+        return self.mean.at(history.t if self.steps > 1 else 0, obs.double())
 
 
 def normal(mean: Tensor, log_std: Tensor, generator: torch.Generator) -> Tensor:
@@ -157,16 +160,18 @@ def normal(mean: Tensor, log_std: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Critic(nn.Module):
-    """Q of (obs, action); actions are clipped to the action space, as what the environment does depends on."""
+    """Q of (obs, action), one per group. Actions are clipped first, as the environment clips them."""
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, groups: int, sizes: list[int], low: Tensor, high: Tensor, generator: torch.Generator) -> None:
+    def __init__(
+        self, cfg: Config, obs_dim: int, low: np.ndarray, high: np.ndarray, generator: torch.Generator, steps: int
+    ) -> None:
         super().__init__()
-        self.net = Stack(groups, sizes, generator)
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
+        self.net = Stack(steps, [obs_dim + len(low), *cfg.critic_hidden, 1], generator)
+        for name, bound in (("low", low), ("high", high)):
+            self.register_buffer(name, torch.as_tensor(bound, dtype=torch.float64, device=generator.device))
 
     def inputs(self, obs: Tensor, action: Tensor) -> Tensor:
         return torch.cat([obs, action.clamp(self.low, self.high)], dim=-1)
@@ -183,32 +188,37 @@ class Critic(nn.Module):
 # --- critic ---
 
 
-def critic_loss(q: Tensor, online_target: Tensor, offline_target: Tensor | None, online_weight: float) -> Tensor:
+def critic_loss(
+    q: Tensor, online_target: Tensor, offline_target: Tensor | None, online_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """online_weight * mean square on the online rows, which come first in `q`, + mean square on the offline ones."""
     n = len(online_target)
     loss = online_weight * (q[:n] - online_target).square().mean()
-    return loss if offline_target is None else loss + (q[n:] - offline_target).square().mean()
+    if offline_target is not None:
+        loss = loss + (q[n:] - offline_target).square().mean()
+    return loss, {"losses/critic": loss.detach()}
 
 
-def fit(critic: Critic, group: int, inputs: Tensor, online: Tensor, offline: Tensor | None, cfg: Config) -> Tensor:
-    """Full-batch Adam, newly started, on one group's critic; its last loss, detached. `inputs` (B, obs + action)."""
+def fit(
+    critic: Critic, group: int, inputs: Tensor, online: Tensor, offline: Tensor | None, cfg: Config
+) -> dict[str, Tensor]:
+    """Full-batch Adam, newly started, on one group's critic; metrics of its last step. `inputs` (B, obs + action)."""
     own = [p[group].detach().clone().requires_grad_() for p in (*critic.net.weights, *critic.net.biases)]
     weights, biases = own[: len(own) // 2], own[len(own) // 2 :]
-    adam = torch.optim.Adam(own, lr=cfg.critic_lr, fused=True)
+    optimizer = torch.optim.Adam(own, lr=cfg.critic_lr, fused=True)
     for _ in range(cfg.critic_steps):
-        loss = critic_loss(mlp(weights, biases, inputs).squeeze(-1), online, offline, cfg.online_weight)
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        adam.step()
+        q = mlp(weights, biases, inputs).squeeze(-1)
+        loss, metrics = critic_loss(q, online, offline, cfg.online_weight)
+        gradient_step(optimizer, loss)
     with torch.no_grad():
         for whole, part in zip((*critic.net.weights, *critic.net.biases), own):
             whole[group] = part
-    return loss.detach()
+    return metrics
 
 
 def fit_critics(
     critic: Critic,
-    policy: GaussianPolicy,
+    actor: Actor,
     online: dict[str, Tensor],
     offline: dict[str, Tensor] | None,
     cfg: Config,
@@ -232,20 +242,18 @@ def fit_critics(
             if following < groups:
                 next_obs = offline["next_obs"][g]
                 with torch.no_grad():
-                    q = critic.at(following, next_obs, policy.sample_at(following, next_obs, generator))
+                    q = critic.at(following, next_obs, actor.explore_at(following, next_obs, generator))
                 target = target + discount * (1 - offline["terminated"][g]) * q
             inputs = torch.cat([inputs, critic.inputs(offline["obs"][g], offline["action"][g])])
-        losses.append(fit(critic, g, inputs, online["target"][g], target, cfg))
+        losses.append(fit(critic, g, inputs, online["target"][g], target, cfg)["losses/critic"])
     return {"losses/critic": torch.stack(losses).mean()}
 
 
 @torch.no_grad()
-def state_value(
-    critic: Critic, policy: GaussianPolicy, obs: Tensor, samples: int, generator: torch.Generator
-) -> Tensor:
+def state_value(critic: Critic, actor: Actor, obs: Tensor, samples: int, generator: torch.Generator) -> Tensor:
     """Mean Q over actions of the policy: (G, B, obs_dim) -> (G, B)."""
     groups, n, _ = obs.shape
-    mean, log_std = policy(obs)
+    mean, log_std = actor(obs)
     action = normal(mean[:, None].expand(-1, samples, -1, -1), log_std[:, None], generator)
     repeated = obs[:, None].expand(-1, samples, -1, -1)
     q = critic(repeated.reshape(groups, samples * n, -1), action.reshape(groups, samples * n, -1))
@@ -292,22 +300,22 @@ def flat(tensors: Any) -> Tensor:
 
 
 @torch.no_grad()
-def assign(policy: GaussianPolicy, theta: Tensor) -> None:
-    """Put (G, P), as `flat` gives it, into the policy's parameters."""
+def assign(actor: Actor, theta: Tensor) -> None:
+    """Put (G, P), as `flat` gives it, into the actor's parameters."""
     start = 0
-    for p in policy.parameters():
+    for p in actor.parameters():
         size = p[0].numel()
         p.copy_(theta[:, start : start + size].reshape(p.shape))
         start += size
 
 
-def fisher(policy: GaussianPolicy, obs: Tensor, weight: Tensor, damping: float) -> Callable[[Tensor], Tensor]:
+def fisher(actor: Actor, obs: Tensor, weight: Tensor, damping: float) -> Callable[[Tensor], Tensor]:
     """v (G, P) -> (F + damping) v, F being the Fisher matrix of each policy averaged over its states by `weight`.
 
     F is the Hessian of KL(present, theta) at the present parameters.
     """
-    parameters = list(policy.parameters())
-    mean, log_std = policy(obs)
+    parameters = list(actor.parameters())
+    mean, log_std = actor(obs)
     kl = mean_kl((mean.detach(), log_std.detach()), (mean, log_std), weight)
     gradient = flat(torch.autograd.grad(kl.sum(), parameters, create_graph=True))
 
@@ -334,7 +342,7 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
 
 
 def trust_region_step(
-    policy: GaussianPolicy, obs: Tensor, action: Tensor, advantage: Tensor, weight: Tensor, cfg: Config
+    actor: Actor, obs: Tensor, action: Tensor, advantage: Tensor, weight: Tensor, cfg: Config
 ) -> dict[str, Tensor]:
     """One natural-gradient step with line search: (G, B, ...), states weighted by `weight` (B,), which sums to 1.
 
@@ -342,18 +350,18 @@ def trust_region_step(
     for which no shortened step improves enough stays as it is.
     """
     with torch.no_grad():
-        mean, log_std = policy(obs)
+        mean, log_std = actor(obs)
         before = mean, log_std.clone()  # the parameters change in place
         old_log_prob = log_prob(mean, log_std, action)
 
     def surrogate() -> tuple[Tensor, Tensor]:
-        mean, log_std = policy(obs)
+        mean, log_std = actor(obs)
         ratio = (log_prob(mean, log_std, action) - old_log_prob).exp()
         return (advantage * ratio) @ weight, mean_kl(before, (mean, log_std), weight)
 
     start, _ = surrogate()
-    gradient = flat(torch.autograd.grad(start.sum(), list(policy.parameters())))
-    product = fisher(policy, obs, weight, cfg.damping)
+    gradient = flat(torch.autograd.grad(start.sum(), list(actor.parameters())))
+    product = fisher(actor, obs, weight, cfg.damping)
     direction = conjugate_gradient(product, gradient, cfg.cg_steps, cfg.cg_tolerance)
     length = 0.5 * (direction * product(direction)).sum(dim=1, keepdim=True)
     step = torch.where(length > 0, direction * torch.sqrt(cfg.max_kl / length.clamp(min=1e-300)), 0)
@@ -361,12 +369,12 @@ def trust_region_step(
 
     with torch.no_grad():
         start = start.detach()
-        theta = chosen = flat(policy.parameters()).clone()
+        theta = chosen = flat(actor.parameters()).clone()
         accepted = torch.zeros_like(expected, dtype=torch.bool)
         for k in range(cfg.ls_steps):
             fraction = 0.5**k
             trial = theta + fraction * step
-            assign(policy, trial)
+            assign(actor, trial)
             value, kl = surrogate()
             gain = value - start
             good = (gain > 0) & (gain > cfg.ls_accept * fraction * expected) & ~accepted
@@ -374,13 +382,13 @@ def trust_region_step(
                 good &= kl <= cfg.max_kl
             chosen = torch.where(good[:, None], trial, chosen)
             accepted |= good
-        assign(policy, chosen)
+        assign(actor, chosen)
         value, kl = surrogate()
     return {
         "policy/kl": kl.mean(),
         "policy/gain": (value - start).mean(),
         "policy/accepted": accepted.double().mean(),
-        "policy/std": policy.log_std.detach().exp().mean(),
+        "policy/std": actor.log_std.detach().exp().mean(),
     }
 
 
@@ -389,22 +397,20 @@ def trust_region_step(
 
 
 def rollout_batch(
-    batch: Batch, policy: GaussianPolicy, run: Run, low: np.ndarray, high: np.ndarray
+    batch: TrainingBatch, actor: Actor, run: Run, low: np.ndarray, high: np.ndarray
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All episodes at once; also metrics: mean return, and the share of episodes that succeeded."""
-    groups = len(policy.log_std)
     seen: list[Tensor] = []
     acted, paid, ended = [], [], False
     new = lambda array: torch.as_tensor(array, dtype=torch.float64, device=run.device)  # noqa: E731
-    obs, success = new(batch.reset(training_seed(run.cfg.seed, run.env_step // batch.horizon))), None
+    obs, success = new(batch.reset(run.env_step // batch.horizon)), None
     while not ended:
-        action = policy.sample_at(len(seen) if groups > 1 else 0, obs, run.generator)
+        action = actor.explore_at(len(seen), obs, run.generator)
         after, reward, ended, success = batch.step(np.clip(action.cpu().numpy(), low, high))
         seen.append(obs)
         acted.append(action)
         paid.append(new(reward))
         obs = new(after)
-        run.env_step += batch.n
     rewards = torch.stack(paid)
     steps = {
         "obs": torch.stack(seen),
@@ -417,39 +423,50 @@ def rollout_batch(
     return steps, {"online/return": rewards.sum(dim=0).mean(), "online/optimal": new(success).mean()}
 
 
-def rollout_single(env: Any, policy: GaussianPolicy, run: Run, batch_steps: int) -> dict[str, Tensor]:
-    """One episode after the other until `batch_steps` steps are done."""
-    groups = len(policy.log_std)
+def rollout_single(env: TrainingEnv, actor: Actor, run: Run, batch_steps: int) -> dict[str, Tensor]:
+    """One episode after the other until `batch_steps` steps are done. Raises ValueError where `steps` does not fit."""
     new = lambda array: torch.as_tensor(np.asarray(array), dtype=torch.float64, device=run.device)  # noqa: E731
     episodes, total = [], 0
     while total < batch_steps:
         seen: list[Tensor] = []
         acted, paid, ended = [], [], False
         while not ended:
-            group = len(seen) if groups > 1 else 0
-            if group >= groups:
-                raise ValueError(f"an episode lasts longer than the {groups} steps that have networks: per_step no")
-            obs = new(env.obs)
-            action = policy.sample_at(group, obs[None], run.generator)[0]
-            _, _, reward, next_obs, terminated, truncated = env.step(action.cpu().numpy())
+            if actor.steps > 1 and len(seen) >= actor.steps:
+                raise ValueError(f"an episode lasts longer than the {actor.steps} steps with networks: per_step no")
+            obs = env.obs[0].double()
+            action = actor.explore_at(len(seen), obs[None], run.generator)[0]
+            step = env.step(action)
             seen.append(obs)
             acted.append(action)
-            paid.append(reward)
-            ended = terminated or truncated
-        if groups > 1 and len(seen) != groups:
-            raise ValueError(f"an episode ended after {len(seen)} of {groups} steps: use per_step no")
-        episodes.append((torch.stack(seen), torch.stack(acted), new(paid), new(next_obs), new(float(terminated))))
+            paid.append(step.reward)
+            ended = step.terminated or step.truncated
+        if actor.steps > 1 and len(seen) != actor.steps:
+            raise ValueError(f"an episode ended after {len(seen)} of {actor.steps} steps: use per_step no")
+        last_obs, terminated = new(step.next_obs), new(float(step.terminated))
+        episodes.append((torch.stack(seen), torch.stack(acted), new(paid), last_obs, terminated))
         total += len(seen)
     pad = nn.utils.rnn.pad_sequence
-    observations, actions, rewards, last_obs, terminated_at = (list(column) for column in zip(*episodes))
+    observations, actions, rewards, last, terminated_at = (list(column) for column in zip(*episodes))
     return {
         "obs": pad(observations),
         "action": pad(actions),
         "reward": pad(rewards),
         "alive": pad([torch.ones_like(r) for r in rewards]),
-        "last_obs": torch.stack(last_obs),
+        "last_obs": torch.stack(last),
         "terminated": torch.stack(terminated_at),
     }
+
+
+def offline_batch(buffer: ReplayBuffer, starts: Tensor, steps: int, n: int, cfg: Config, generator: torch.Generator):
+    """n transitions for each group, with replacement: (G, n, ...) float64; group g draws from the g-th steps."""
+    if steps > 1:
+        episode = torch.randint(len(starts), (steps, n), generator=generator, device=buffer.device)
+        index = starts[episode] + torch.arange(steps, device=buffer.device)[:, None]
+    else:
+        index = torch.randint(len(buffer), (1, n), generator=generator, device=buffer.device)
+    out = {name: values.double() for name, values in buffer.gather(index).items()}
+    out["reward"] *= cfg.reward_scale
+    return out
 
 
 # --- training ---
@@ -467,103 +484,75 @@ def has_step_networks(run: Run, cfg: Config) -> bool:
 
 def train(cfg: Config, run: Run) -> None:
     dataset, device, generator = run.dataset, run.device, run.generator
-    if cfg.updates:
-        raise ValueError(f"updates {cfg.updates}: HNPG has no offline phase; use updates 0 and online_steps")
     per_step = has_step_networks(run, cfg)
-    groups = run.episode_limit if per_step else 1
+    steps = run.episode_limit if per_step else 1
     discount = cfg.discount if cfg.discount is not None else (1.0 if per_step else 0.99)
-
-    space = dataset.action_space
-    low, high = (torch.as_tensor(b, dtype=torch.float64, device=device) for b in (space.low, space.high))
-    o, a = dataset.obs_dim, dataset.action_dim
-    policy = GaussianPolicy(groups, [o, *cfg.policy_hidden, a], generator)
-    critic = Critic(groups, [o + a, *cfg.critic_hidden, 1], low, high, generator)
-    buffer = ReplayBuffer(dataset, device) if cfg.hybrid else None
+    low, high = dataset.action_space.low, dataset.action_space.high
+    actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator, steps)
+    critic = Critic(cfg, dataset.obs_dim, low, high, generator, steps)
+    buffer = ReplayBuffer(dataset, device, scale_actions=False)
     starts = torch.as_tensor(dataset.starts[:-1], device=device)
-    assert dataset.env_spec is not None  # the runner has looked
-    batch = make_batch(dataset.env_spec, math.ceil(cfg.batch_steps / run.episode_limit))
-    env = run.training_env() if batch is None else None
+    batch = run.training_batch(math.ceil(cfg.batch_steps / run.episode_limit))
+    env = run.training_env(scale_actions=False) if batch is None else None
 
-    def collect() -> dict[str, Tensor]:
-        if batch is None:
-            return rollout_single(env, policy, run, cfg.batch_steps)
-        steps, metrics = rollout_batch(batch, policy, run, space.low, space.high)
-        run.log(metrics)
-        return steps
-
-    def offline_batch(n: int) -> dict[str, Tensor]:
-        """n transitions for each group, with replacement: (G, n, ...) float64."""
-        assert buffer is not None
-        if per_step:
-            episode = torch.randint(len(starts), (groups, n), generator=generator, device=device)
-            index = starts[episode] + torch.arange(groups, device=device)[:, None]
-        else:
-            index = torch.randint(len(dataset), (1, n), generator=generator, device=device)
-        out = {name: values.double() for name, values in buffer.gather(index).items()}
-        out["reward"] *= cfg.reward_scale
-        return out
+    def collect() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if batch is not None:
+            return rollout_batch(batch, actor, run, low, high)
+        assert env is not None
+        return rollout_single(env, actor, run, cfg.batch_steps), {}
 
     def value(obs: Tensor) -> Tensor:
-        return state_value(critic, policy, obs, cfg.value_samples, generator)
+        return state_value(critic, actor, obs, cfg.value_samples, generator)
 
-    def beyond(steps: dict[str, Tensor]) -> Tensor:
-        """What an episode would still earn after its last step, (n,): nothing with networks per step."""
+    def bootstrap(rollout: dict[str, Tensor]) -> Tensor:
+        """Value after the last step, (n,): zero with per-step networks, else the critic's where episodes were cut."""
         if per_step:
-            return torch.zeros_like(steps["terminated"])
-        return (1 - steps["terminated"]) * value(steps["last_obs"][None])[0]
+            return torch.zeros_like(rollout["terminated"])
+        return (1 - rollout["terminated"]) * value(rollout["last_obs"][None])[0]
 
-    def a_round() -> dict[str, Tensor]:
-        steps = collect()
-        reward, alive = steps["reward"] * cfg.reward_scale, steps["alive"]
+    def update() -> dict[str, Tensor]:
+        # roll out whole episodes
+        rollout, metrics = collect()
+        reward, alive = rollout["reward"] * cfg.reward_scale, rollout["alive"]
         real = alive > 0
 
         def rows(x: Tensor) -> Tensor:
             """(T, n, ...) -> (G, B, ...)."""
             return x if per_step else x[real][None]
 
-        online = {"obs": rows(steps["obs"]), "action": rows(steps["action"])}
-        online["target"] = rows(returns_to_go(reward, alive, beyond(steps), discount))
+        # fit Q: online pairs on Monte-Carlo returns, offline pairs on r + Q(s', a')
+        online = {"obs": rows(rollout["obs"]), "action": rows(rollout["action"])}
+        online["target"] = rows(returns_to_go(reward, alive, bootstrap(rollout), discount))
         n = online["obs"].shape[1]
-        offline = offline_batch(n) if cfg.hybrid else None
-        metrics = {}
+        offline = offline_batch(buffer, starts, steps, n, cfg, generator) if cfg.hybrid else None
         for _ in range(cfg.critic_sweeps):
-            metrics = fit_critics(critic, policy, online, offline, cfg, per_step, discount, generator)
+            of_critic = fit_critics(critic, actor, online, offline, cfg, per_step, discount, generator)
 
+        # advantages: GAE online, Q - V offline
         values = torch.zeros_like(reward)
         values[real] = value(online["obs"]).flatten()
-        advantage = rows(gae(reward, values, alive, beyond(steps), discount, cfg.gae_lambda))
+        advantage = rows(gae(reward, values, alive, bootstrap(rollout), discount, cfg.gae_lambda))
         parts = [(online["obs"], online["action"], advantage)]
         weight = torch.full((n,), 1 / n, dtype=torch.float64, device=device)
         if offline is not None:
             obs, action = offline["obs"], offline["action"]
             if cfg.offline_adv_action == "policy":
-                action = policy.sample(obs, generator)
+                action = actor.explore(obs, generator)
             with torch.no_grad():
                 parts.append((obs, action, critic(obs, action) - value(obs)))
             weight = torch.cat([cfg.online_weight * weight, weight]) / (1 + cfg.online_weight)
+
+        # one trust-region step on both
         obs, action, advantage = (torch.cat(tensors, dim=1) for tensors in zip(*parts))
-        metrics |= trust_region_step(policy, obs, action, advantage, weight, cfg)
-        metrics["values/q"] = values.sum() / alive.sum()
-        return metrics
+        of_actor = trust_region_step(actor, obs, action, advantage, weight, cfg)
+        return metrics | of_critic | of_actor | {"values/q": values.sum() / alive.sum()}
 
-    def evaluated() -> Policy:
-        seed = np.random.SeedSequence([cfg.seed, run.env_step, 2]).generate_state(1, np.uint64)[0]
-        own = torch.Generator(device).manual_seed(int(seed >> 1))
-
-        def act(obs: Tensor, history: History) -> Tensor:
-            group = history.t if per_step else 0
-            if cfg.eval_actions == "mean":
-                return policy.mean.at(group, obs.double())
-            return policy.sample_at(group, obs.double(), own)
-
-        return act
-
-    run.register(policy=policy, critic=critic)
+    run.register(actor=actor, critic=critic)
     for _ in run.online(cfg.online_steps):
-        run.log(a_round())
-        run.update += cfg.critic_sweeps * cfg.critic_steps + 1  # gradient steps that each network got
+        # updates are gradient steps that each network got
+        run.log(update(), updates=cfg.critic_sweeps * cfg.critic_steps + 1)
         if run.evaluation_due:
-            run.evaluate(evaluated())
+            run.evaluate(actor)
 
 
 if __name__ == "__main__":
