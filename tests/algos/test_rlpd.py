@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import small
-from kept_policy import assert_kept_policy_repeats_the_score
+from kept import assert_kept_policy_repeats_the_score
 from online_toys import OnlineRun, watch_shares
 from plain_sac import PlainSAC, assert_close, flat, layers, stacked
 from resume import assert_same_run, checkpoint, kill, only_run
