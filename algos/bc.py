@@ -48,9 +48,9 @@ class Config:
     dropout: float = 0.0  # after each hidden layer while training
     init: Literal["orthogonal", "torch"] = "torch"  # weight initialisation
     # --- data ---
+    top_fraction: float = 1.0  # keep this share of the episodes, the best by return
     normalize_obs: bool = True  # standardise observations inside the network, by the episodes that are kept
     # --- BC ---
-    top_fraction: float = 1.0  # keep this share of the episodes, the best by return (0.1: 10 % BC)
     output: Literal["tanh", "gaussian"] = "tanh"  # bounded mean with squared error, or linear mean with log-likelihood
 
     def check(self) -> None:
@@ -59,7 +59,10 @@ class Config:
             raise ValueError(f"top_fraction {self.top_fraction}: must be above 0 and at most 1")
 
 
-PRESETS: dict[str, dict[str, Any]] = {"bc": {}, "bc10": {"top_fraction": 0.1}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "bc": {},
+    "bc10": {"top_fraction": 0.1},
+}
 
 
 # --- networks ---
@@ -73,7 +76,11 @@ class Actor(nn.Module):
         self.output, self.dropout = cfg.output, cfg.dropout
         self.normalize = ObsNormalizer(obs_dim, generator.device)
         sizes = [obs_dim, *cfg.hidden, action_dim]
-        self.layers = nn.ModuleList(linear(a, b, generator, cfg.init) for a, b in pairwise(sizes))
+        # RvS's small last layer keeps the first actions of the linear output near the centre (from memory).
+        gains = [math.sqrt(2)] * len(cfg.hidden) + [0.01 if cfg.output == "gaussian" else math.sqrt(2)]
+        self.layers = nn.ModuleList(
+            linear(a, b, generator, cfg.init, gain) for (a, b), gain in zip(pairwise(sizes), gains)
+        )
         self.log_std = nn.Parameter(torch.zeros(action_dim, device=generator.device))
 
     def forward(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -108,8 +115,7 @@ def actor_loss(actor: Actor, batch: dict[str, Tensor], generator: torch.Generato
 
 
 def train(cfg: Config, run: Run) -> None:
-    device, generator = run.device, run.generator
-    dataset = run.dataset.top_episodes(cfg.top_fraction)
+    dataset, device, generator = run.dataset.top_episodes(cfg.top_fraction), run.device, run.generator
     buffer = ReplayBuffer(dataset, device)
     actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
     if cfg.normalize_obs:

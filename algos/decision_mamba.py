@@ -47,9 +47,10 @@ class Config:
     batch_size: int = 64  # windows per update
     lr: float = 1e-3  # AdamW's step size after the warm-up
     warmup: int = 100  # updates over which the step size rises linearly from 0
-    weight_decay: float = 1e-4  # on weight matrices only: not on norms, biases, A_log and D
+    weight_decay: float = 1e-4  # on weight matrices and the time table only
     clip_norm: float = 0.25  # global norm that gradients are clipped to
-    dropout: float = 0.0  # on embeddings, attention and residual branches while training
+    init: Literal["torch", "normal"] = "torch"  # weight initialisation
+    dropout: float = 0.0  # on embeddings and residual branches while training
     # --- return conditioning ---
     return_scale: float = 0.0  # divisor of returns-to-go; 0 is their range in the dataset
     target_rule: Literal["max_return", "dataset_range", "reference_range"] = "max_return"  # see `target_of`
@@ -80,11 +81,16 @@ class Config:
     teacher_every: int = 250  # updates per block: the copy is taken anew at the start of each but the first
 
     def check(self) -> None:
-        """Raise ValueError for options that contradict each other or would silently do nothing."""
-        if self.ssm == "ssd" and (self.heads < 1 or self.expand * self.width % self.heads):
+        """Raise ValueError for options that make no sense, naming what would be right."""
+        for name in ("state", "expand", "conv", "teacher_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+        if self.ssm == "ssd" and self.expand * self.width % self.heads:
             raise ValueError(f"heads {self.heads}: must divide {self.expand * self.width}, the channels of a layer")
         if self.scan != "auto" and self.ssm != "mamba1":
             raise ValueError(f"scan {self.scan}: only ssm mamba1 has a choice of scans; use auto")
+        if self.beta < 0 or not 0 <= self.beta_max <= 1:
+            raise ValueError(f"beta {self.beta} must not be negative, beta_max {self.beta_max} between 0 and 1")
         if self.self_evolution and self.teacher_every >= self.updates:
             raise ValueError(
                 f"teacher_every {self.teacher_every}: in {self.updates} updates there would never be a teacher; "
@@ -154,16 +160,16 @@ class Mamba1(nn.Module):
         self.splits = [rank, cfg.state, cfg.state]
         name = cfg.scan if cfg.scan != "auto" else "two_level" if generator.device.type == "cuda" else "loop"
         self.scan = SCANS[name]
-        self.in_proj = linear(cfg.width, 2 * inner, generator, bias=False)
+        self.in_proj = linear(cfg.width, 2 * inner, generator, cfg.init, bias=False)
         self.conv = Conv(inner, cfg.conv, generator)
-        self.x_proj = linear(inner, sum(self.splits), generator, bias=False)
-        self.dt_proj = linear(rank, inner, generator)
+        self.x_proj = linear(inner, sum(self.splits), generator, cfg.init, bias=False)
+        self.dt_proj = linear(rank, inner, generator, cfg.init)
         with torch.no_grad():
             self.dt_proj.bias.copy_(inverse_softplus_dt(inner, generator))
         levels = torch.arange(1, cfg.state + 1, dtype=torch.float32, device=generator.device)
         self.A_log = nn.Parameter(levels.log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner, device=generator.device))
-        self.out_proj = linear(inner, cfg.width, generator, bias=False)
+        self.out_proj = linear(inner, cfg.width, generator, cfg.init, bias=False)
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         """With a state, one recurrent step: (n, width) -> (n, width)."""
@@ -199,14 +205,14 @@ class SSD(nn.Module):
         inner, self.heads = cfg.expand * cfg.width, cfg.heads
         self.splits = [inner, inner + 2 * cfg.state, cfg.heads]
         self.inner_splits = [inner, cfg.state, cfg.state]
-        self.in_proj = linear(cfg.width, sum(self.splits), generator, bias=False)
+        self.in_proj = linear(cfg.width, sum(self.splits), generator, cfg.init, bias=False)
         self.conv = Conv(self.splits[1], cfg.conv, generator)
         self.dt_bias = nn.Parameter(inverse_softplus_dt(cfg.heads, generator))
         draw = torch.rand(cfg.heads, generator=generator, device=generator.device)
         self.A_log = nn.Parameter(torch.log(1 + 15 * draw))
         self.D = nn.Parameter(torch.ones(cfg.heads, device=generator.device))
         self.norm = nn.RMSNorm(inner, eps=1e-5, device=generator.device)
-        self.out_proj = linear(inner, cfg.width, generator, bias=False)
+        self.out_proj = linear(inner, cfg.width, generator, cfg.init, bias=False)
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         """With a state, one recurrent step: (n, width) -> (n, width)."""
@@ -238,7 +244,7 @@ class Block(nn.Module):
         self.coarse = mixer(cfg, generator)
         self.has_fine, self.dropout = cfg.fine, cfg.dropout
         if cfg.fine:
-            self.group = linear(3 * cfg.width, cfg.width, generator)
+            self.group = linear(3 * cfg.width, cfg.width, generator, cfg.init)
             self.fine = mixer(cfg, generator)
             self.fine_norm = nn.LayerNorm(cfg.width, device=generator.device)
 
@@ -252,22 +258,16 @@ class Block(nn.Module):
             out = (out.unflatten(1, (-1, 3)) + fine[:, :, None]).flatten(1, 2)
         return x + dropout(out, self.dropout, generator)
 
-    def observe(self, return_to_go: Tensor, obs: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """The tokens R_t and s_t of one step, (n, width) each."""
-        a, b = self.norm(return_to_go), self.norm(obs)
-        step: Tensor | float = 0.0
+    def step(self, x: Tensor, state: State) -> Tensor:
+        """The same for the new tokens (a_{t-1}, R_t, s_t) alone, (n, 3, width); at t = 0 for (R_0, s_0)."""
+        count, normed = x.shape[1], self.norm(x)
+        out = torch.stack([self.coarse(token, state.setdefault("coarse", {})) for token in normed.unbind(1)], dim=1)
         if self.has_fine:
-            group = torch.cat([state.get("last_action", torch.zeros_like(a)), a, b], dim=-1)
-            step = self.fine_norm(self.fine(self.group(group), state.setdefault("fine", {})))
-        state["step"] = step
-        coarse = state.setdefault("coarse", {})
-        first = self.coarse(a, coarse)
-        return return_to_go + first + step, obs + self.coarse(b, coarse) + step
-
-    def record(self, action: Tensor, state: State) -> Tensor:
-        """The token a_t that closes the step."""
-        state["last_action"] = self.norm(action)
-        return action + self.coarse(state["last_action"], state["coarse"]) + state["step"]
+            group = F.pad(normed, (0, 0, 3 - count, 0)).flatten(1)
+            fine = self.fine_norm(self.fine(self.group(group), state.setdefault("fine", {})))
+            out = out + torch.stack([state.get("added", fine), fine, fine], dim=1)[:, -count:]  # a_{t-1} is of step t-1
+            state["added"] = fine
+        return x + out
 
 
 class Embedding(nn.Module):
@@ -275,8 +275,8 @@ class Embedding(nn.Module):
 
     def __init__(self, inputs: int, cfg: Config, generator: torch.Generator) -> None:
         super().__init__()
-        self.first = linear(inputs, cfg.width, generator)
-        self.second = linear(cfg.width, cfg.width, generator) if cfg.embedding == "mlp" else None
+        self.first = linear(inputs, cfg.width, generator, cfg.init)
+        self.second = linear(cfg.width, cfg.width, generator, cfg.init) if cfg.embedding == "mlp" else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
@@ -308,29 +308,28 @@ class Actor(nn.Module):
         self.time = nn.Parameter(time.normal_(std=1.0, generator=generator))
         self.blocks = nn.ModuleList(Block(cfg, generator) for _ in range(cfg.blocks))
         self.norm = nn.RMSNorm(width, eps=1e-5, device=device)
-        hidden = [linear(width, width, generator), nn.GELU()] if cfg.embedding == "mlp" else []
-        self.action_head = nn.Sequential(*hidden, linear(width, action_dim, generator), nn.Tanh())
+        hidden = [linear(width, width, generator, cfg.init), nn.GELU()] if cfg.embedding == "mlp" else []
+        self.action_head = nn.Sequential(*hidden, linear(width, action_dim, generator, cfg.init), nn.Tanh())
         if cfg.auxiliary:
-            self.obs_head = linear(width, obs_dim, generator)
-            self.return_head = linear(width, 1, generator)
+            self.obs_head = linear(width, obs_dim, generator, cfg.init)
+            self.return_head = linear(width, 1, generator, cfg.init)
         self.register_buffer("return_scale", torch.ones((), dtype=torch.float64, device=device))
         self.register_buffer("target", torch.zeros((), dtype=torch.float64, device=device))
         self._states: list[State] = []  # of the recurrent evaluation, since the reset
 
-    def embed(self, obs: Tensor, action: Tensor, return_to_go: Tensor, timestep: Tensor) -> Tensor:
-        """(B, K, obs_dim), (B, K, action_dim), (B, K), (B, K) -> tokens (B, K, 3, width) in the order R, s, a."""
+    def embed(self, window: dict[str, Tensor]) -> Tensor:
+        """Tokens before the first block, (B, K, 3, width) in the order R, s, a."""
         parts = (
-            self.embed_return(return_to_go[..., None]),
-            self.embed_obs(self.normalize(obs)),
-            self.embed_action(action),
+            self.embed_return(window["return_to_go"][..., None]),
+            self.embed_obs(self.normalize(window["obs"])),
+            self.embed_action(window["action"]),
         )
-        time = self.time[timestep.clamp(max=len(self.time) - 1)][:, :, None]
+        time = self.time[window["timestep"].clamp(max=len(self.time) - 1)][:, :, None]
         return self.embed_norm(torch.stack(parts, dim=2)) + time
 
     def tokens(self, window: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Tokens after the last block, (B, K, 3, width); dropout only with a generator."""
-        x = self.embed(window["obs"], window["action"], window["return_to_go"], window["timestep"])
-        x = dropout(x.flatten(1, 2), self.dropout, generator)
+        x = dropout(self.embed(window).flatten(1, 2), self.dropout, generator)
         for block in self.blocks:
             x = block(x, generator)
         return self.norm(x).unflatten(1, (-1, 3))
@@ -343,50 +342,33 @@ class Actor(nn.Module):
         """The action for the target less the reward collected."""
         return self.act_towards(self.target, obs, history)
 
-    def act_towards(self, target: Tensor, obs: Tensor, history: History) -> Tensor:
-        """The action for `target` less the reward collected, from the last `context` steps computed anew."""
-        if self.recurrent:
-            return self.act_recurrently(target, obs, history)
+    def window(self, target: Tensor, history: History, length: int) -> dict[str, Tensor]:
+        """The last `length` steps of an episode in which `target` was asked for at the start."""
         t = history.t
-        first = max(0, t + 1 - self.context)
-        steps = torch.arange(first, t + 1, device=obs.device)
+        first = max(0, t + 1 - length)
         collected = history.reward[:, : t + 1].cumsum(dim=1) - history.reward[:, : t + 1]
-        window = {
+        return {
             "obs": history.obs[:, first : t + 1],
             "action": F.pad(history.action[:, first:t], (0, 0, 0, 1)),  # a_t is not known yet, and not looked at
             "return_to_go": (target - collected[:, first:]) / self.return_scale,
-            "timestep": steps.expand(len(obs), -1),
+            "timestep": torch.arange(first, t + 1, device=collected.device).expand(len(collected), -1),
         }
-        return self(window)[:, -1]
 
-    # --- the same, one step at a time: equal while t < K, and beyond what was trained after that ---
+    def act_towards(self, target: Tensor, obs: Tensor, history: History) -> Tensor:
+        """The action for `target` less the reward collected, from the last `context` steps computed anew."""
+        if self.recurrent:
+            return self.act_recurrently(target, history)
+        return self(self.window(target, history, self.context))[:, -1]
 
-    def act_recurrently(self, target: Tensor, obs: Tensor, history: History) -> Tensor:
-        """The action for `target` less the reward collected, from states kept since the reset."""
-        t = history.t
-        if t == 0:
+    def act_recurrently(self, target: Tensor, history: History) -> Tensor:
+        """The same from states kept since the reset: equal while t < context, beyond what was trained after that."""
+        if history.t == 0:
             self._states = [{} for _ in self.blocks]
-        else:
-            self.record(history.action[:, t - 1], t - 1, self._states)
-        return self.observe(obs, (target - history.return_so_far) / self.return_scale, t, self._states)
-
-    def observe(self, obs: Tensor, return_to_go: Tensor, timestep: int, states: list[State]) -> Tensor:
-        """Feed R_t (n,) and s_t (n, obs_dim) into the states, one per block -> action (n, action_dim)."""
-        dummy = obs.new_zeros(len(obs), 1, self.embed_action.first.in_features)
-        now = torch.full_like(return_to_go, timestep).long()[:, None]
-        x = self.embed(obs[:, None], dummy, return_to_go[:, None], now)[:, 0]
-        a, b = x[:, 0], x[:, 1]
-        for block, state in zip(self.blocks, states):
-            a, b = block.observe(a, b, state)
-        return self.action_head(self.norm(b))
-
-    def record(self, action: Tensor, timestep: int, states: list[State]) -> None:
-        """Feed a_t, (n, action_dim) in [-1, 1]: the action that was taken after `observe`."""
-        obs = action.new_zeros(len(action), 1, len(self.normalize.mean))
-        now = torch.full_like(obs[..., 0], timestep).long()
-        x = self.embed(obs, action[:, None], obs[..., 0], now)[:, 0, 2]
-        for block, state in zip(self.blocks, states):
-            x = block.record(x, state)
+        # New since the last step are a_{t-1}, R_t and s_t; at t = 0 only R_0 and s_0.
+        x = self.embed(self.window(target, history, 2)).flatten(1, 2)[:, -4:-1]
+        for block, state in zip(self.blocks, self._states):
+            x = block.step(x, state)
+        return self.action_head(self.norm(x[:, -1]))
 
 
 # --- losses: a scalar and detached metrics ---

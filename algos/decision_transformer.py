@@ -44,8 +44,9 @@ class Config:
     batch_size: int = 64  # windows per update
     lr: float = 1e-3  # AdamW's step size after the warm-up
     warmup: int = 100  # updates over which the step size rises linearly from 0
-    weight_decay: float = 1e-4  # on weight matrices only: not on norms and biases
+    weight_decay: float = 1e-4  # on weight matrices and the time table only
     clip_norm: float = 0.25  # global norm that gradients are clipped to
+    init: Literal["normal", "torch"] = "normal"  # weight initialisation
     dropout: float = 0.1  # on embeddings, attention and residual branches while training
     # --- return conditioning ---
     return_scale: float = 0.0  # divisor of returns-to-go; 0 is their range in the dataset
@@ -58,10 +59,11 @@ class Config:
     blocks: int = 2  # layers
     heads: int = 4  # attention heads
     time_rows: int = 1000  # rows of the table of time embeddings; later steps share the last one
+    embedding: Literal["linear", "mlp"] = "linear"  # one linear layer each, or residual MLP and MLP action head
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense, naming what would be right."""
-        if self.heads < 1 or self.width % self.heads:
+        if self.width % self.heads:
             raise ValueError(f"heads {self.heads}: must divide width {self.width}")
 
 
@@ -90,10 +92,10 @@ class Block(nn.Module):
         self.heads, self.dropout = cfg.heads, cfg.dropout
         self.norm1 = nn.LayerNorm(cfg.width, device=generator.device)
         self.norm2 = nn.LayerNorm(cfg.width, device=generator.device)
-        self.qkv = linear(cfg.width, 3 * cfg.width, generator, "normal")
-        self.out = linear(cfg.width, cfg.width, generator, "normal")
-        self.up = linear(cfg.width, 4 * cfg.width, generator, "normal")
-        self.down = linear(4 * cfg.width, cfg.width, generator, "normal")
+        self.qkv = linear(cfg.width, 3 * cfg.width, generator, cfg.init)
+        self.out = linear(cfg.width, cfg.width, generator, cfg.init)
+        self.up = linear(cfg.width, 4 * cfg.width, generator, cfg.init)
+        self.down = linear(4 * cfg.width, cfg.width, generator, cfg.init)
 
     def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """(B, L, width) -> the same; dropout only with a generator."""
@@ -105,6 +107,19 @@ class Block(nn.Module):
         mixed = self.out(torch.matmul(weights, v).transpose(1, 2).flatten(2))
         x = x + dropout(mixed, self.dropout, generator)
         return x + dropout(self.down(F.gelu(self.up(self.norm2(x)))), self.dropout, generator)
+
+
+class Embedding(nn.Module):
+    """h = W1 x + b1, then h + W2 GELU(h) + b2; or h alone."""
+
+    def __init__(self, inputs: int, cfg: Config, generator: torch.Generator) -> None:
+        super().__init__()
+        self.first = linear(inputs, cfg.width, generator, cfg.init)
+        self.second = linear(cfg.width, cfg.width, generator, cfg.init) if cfg.embedding == "mlp" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return h if self.second is None else h + self.second(F.gelu(h))
 
 
 class Actor(nn.Module):
@@ -122,32 +137,32 @@ class Actor(nn.Module):
         device, width = generator.device, cfg.width
         self.context, self.dropout = cfg.context, cfg.dropout
         self.normalize = ObsNormalizer(obs_dim, device)
-        self.embed_return = linear(1, width, generator, "normal")
-        self.embed_obs = linear(obs_dim, width, generator, "normal")
-        self.embed_action = linear(action_dim, width, generator, "normal")
+        self.embed_return = Embedding(1, cfg, generator)
+        self.embed_obs = Embedding(obs_dim, cfg, generator)
+        self.embed_action = Embedding(action_dim, cfg, generator)
         self.embed_norm = nn.LayerNorm(width, device=device)
         time = torch.empty(cfg.time_rows, width, device=device)
         self.time = nn.Parameter(time.normal_(std=0.02, generator=generator))
         self.blocks = nn.ModuleList(Block(cfg, generator) for _ in range(cfg.blocks))
         self.norm = nn.LayerNorm(width, eps=1e-5, device=device)
-        self.action_head = nn.Sequential(linear(width, action_dim, generator, "normal"), nn.Tanh())
+        hidden = [linear(width, width, generator, cfg.init), nn.GELU()] if cfg.embedding == "mlp" else []
+        self.action_head = nn.Sequential(*hidden, linear(width, action_dim, generator, cfg.init), nn.Tanh())
         self.register_buffer("return_scale", torch.ones((), dtype=torch.float64, device=device))
         self.register_buffer("target", torch.zeros((), dtype=torch.float64, device=device))
 
-    def embed(self, obs: Tensor, action: Tensor, return_to_go: Tensor, timestep: Tensor) -> Tensor:
-        """(B, K, obs_dim), (B, K, action_dim), (B, K), (B, K) -> tokens (B, K, 3, width) in the order R, s, a."""
+    def embed(self, window: dict[str, Tensor]) -> Tensor:
+        """Tokens before the first block, (B, K, 3, width) in the order R, s, a."""
         parts = (
-            self.embed_return(return_to_go[..., None]),
-            self.embed_obs(self.normalize(obs)),
-            self.embed_action(action),
+            self.embed_return(window["return_to_go"][..., None]),
+            self.embed_obs(self.normalize(window["obs"])),
+            self.embed_action(window["action"]),
         )
-        time = self.time[timestep.clamp(max=len(self.time) - 1)][:, :, None]
+        time = self.time[window["timestep"].clamp(max=len(self.time) - 1)][:, :, None]
         return self.embed_norm(torch.stack(parts, dim=2) + time)
 
     def tokens(self, window: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Tokens after the last block, (B, K, 3, width); dropout only with a generator."""
-        x = self.embed(window["obs"], window["action"], window["return_to_go"], window["timestep"])
-        x = dropout(x.flatten(1, 2), self.dropout, generator)
+        x = dropout(self.embed(window).flatten(1, 2), self.dropout, generator)
         for block in self.blocks:
             x = block(x, generator)
         return self.norm(x).unflatten(1, (-1, 3))
@@ -160,19 +175,21 @@ class Actor(nn.Module):
         """The action for the target less the reward collected."""
         return self.act_towards(self.target, obs, history)
 
-    def act_towards(self, target: Tensor, obs: Tensor, history: History) -> Tensor:
-        """The action for `target` less the reward collected, from the last `context` steps computed anew."""
+    def window(self, target: Tensor, history: History, length: int) -> dict[str, Tensor]:
+        """The last `length` steps of an episode in which `target` was asked for at the start."""
         t = history.t
-        first = max(0, t + 1 - self.context)
-        steps = torch.arange(first, t + 1, device=obs.device)
+        first = max(0, t + 1 - length)
         collected = history.reward[:, : t + 1].cumsum(dim=1) - history.reward[:, : t + 1]
-        window = {
+        return {
             "obs": history.obs[:, first : t + 1],
             "action": F.pad(history.action[:, first:t], (0, 0, 0, 1)),  # a_t is not known yet, and not looked at
             "return_to_go": (target - collected[:, first:]) / self.return_scale,
-            "timestep": steps.expand(len(obs), -1),
+            "timestep": torch.arange(first, t + 1, device=collected.device).expand(len(collected), -1),
         }
-        return self(window)[:, -1]
+
+    def act_towards(self, target: Tensor, obs: Tensor, history: History) -> Tensor:
+        """The action for `target` less the reward collected, from the last `context` steps computed anew."""
+        return self(self.window(target, history, self.context))[:, -1]
 
 
 # --- losses: a scalar and detached metrics ---

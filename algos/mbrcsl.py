@@ -1,85 +1,34 @@
-"""MBRCSL: model-based return-conditioned supervised learning (Zhou, Zhu, Zhou, Cui, Gupta, Du, ICLR 2024).
+"""MBRCSL: model-based return-conditioned supervised learning (Zhou et al., ICLR 2024).
 
-Return-conditioned supervised learning recalls the best trajectory of its data and combines nothing. MBRCSL makes the
-missing trajectories first, in three phases, and then learns from them:
+Return-conditioned learning recalls the best trajectory of its data and combines nothing. MBRCSL makes the missing
+trajectories first: (1) an ensemble learns the dynamics, (2) a diffusion model imitates the data's actions, (3) the
+imitated behaviour acts in the learnt model from the data's starts, and rollouts above the data's best return are kept,
+(4) a network of (observation, return still to come) is fitted to the kept rollouts, and to nothing else.
 
-1. dynamics    an ensemble of probabilistic networks predicts s' - s and r
-2. diffusion   a diffusion model imitates the data's actions, all of them, whatever they returned
-3. rollouts    the imitated behaviour acts in the learnt model from the data's start states, for a whole episode, and a
-               rollout is kept if its predicted return is above the best return of the data
-4. the loop    a network of (observation, return still to come) is fitted to the kept rollouts, and to nothing else
+Presets: `small` (default, for one CPU core, with four departures of ours) and `paper` (the authors' code, for a GPU).
+Equations, departures, results: docs/algorithms/mbrcsl.md.
 
-It is evaluated with the largest kept return as target, reduced by the collected reward. There is no value function and
-no penalty for uncertainty, so what filters the model's errors is only that a rollout is a whole episode: compare
-predicted and real returns, which `rollouts.parquet` in the run's folder holds (below).
-
-Constants are those of the authors' code (zhaoyizhou1123/mbrcsl, point maze), which the facts below follow; the paper's
-text was not at hand. Preset `paper` has its sizes and budgets, for a GPU. The default, `small`, is the same method at
-the size of one CPU core:
-
-    what                       paper                              small
-    dynamics                   4 x 200, until it stops improving  4 x 64, at most 10 epochs
-    diffusion                  256-512-1024, 38,900 updates       128, 10,000 updates at a larger step size
-    kept rollouts              100                                the best 160 of 800
-    output policy              2 x 1024, 7,100 updates            2 x 256, 6,000 updates, cosine step size
-                               strong L2, raw inputs              no L2, standardised inputs, noise on them
-
-`small` also differs in four things, which these options turn off:
-
-    dynamics_selection      likelihood: twice the hold-out's negative log-likelihood, up to a constant, stops the
-                            training and selects weights and elites; an improvement is 0.01. The squared error (mse, as
-                            published) is made of a few collisions with walls and of the reward's hidden part in the
-                            stitch maze: it is flat from the first epoch on, and its best epoch is picked by chance
-    clip_predictions        predicted observations and rewards are kept within the smallest box that holds the data.
-                            Without it rollouts leave the maze through its walls and find rewards that do not exist
-    best_share              1: train on everything that beats the data. The policy ends near the mean return of what it
-                            is trained on, so a smaller share of more rollouts ends higher
-    input_noise             0: fit the kept transitions exactly. They are few and say nothing about the states beside
-                            them; without noise some policies leave their path, and turn back where it meets another one
-
-Where the released code does something one would not guess, it is an option:
-
-    diffusion_lr_schedule   released: a schedule with a warm-up of 500 *steps* is stepped once per *epoch*, so that in
-                            epoch e the rate is (e - 1)/500 of `diffusion_lr` and the training ends at a tenth of it
-    reload_best             on_stop: from `search_from` of the updates on, the policy's hold-out loss is watched; only
-                            if it stops improving are the best weights taken, and the training ended
-    weight_decay            L2 inside Adam, not AdamW
-    rtg_input               raw: returns of order 100 stand beside coordinates of order 1
-    keep_above              the threshold compares a *predicted* return with the data's *real* best
-
-Deviations: batches of diffusion and policy are drawn with replacement, where the authors shuffle; the last transition
-of an episode is used (they drop it); evaluation episodes are fresh; if no rollout passes, the run goes on with the best
-ones, where the authors' script fails (see `Kept`). Like theirs, rollouts never terminate.
-
-`rollouts.parquet` has one row per rollout tried: `predicted_return` (-inf: diverged) and `trained_on`; where that is so
-`start`, the first observation, and in the mazes of hoard.envs `replayed_return`: what the real environment pays for the
-same actions, played without looking from the same start. The goal of the stitch maze is hidden and moves with every
-reset; the replay has it at the centre of its cell.
-
-Run: `python algos/mbrcsl.py --dataset hoard/pointmaze/stitch-v0 --seed 0`. Shared with every algorithm: hoard.datasets
-(data, replay), hoard.runners (evaluation, records, checkpoints, resume).
+Run: python algos/mbrcsl.py --dataset hoard/pointmaze/stitch-v0 --seed 0
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
-from hoard.envs import make_env
-from hoard.envs.mazes import HiddenGoalMaze
-from hoard.records.files import write_atomic
 from hoard.runners import History, Run, main
+from hoard.runners.nn import ObsNormalizer, cosine_lr, frozen_copy, gradient_step, linear
 
 
 @dataclass
@@ -93,7 +42,7 @@ class Config:
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
     updates: int = 6000  # gradient updates of the output policy
     log_every: int = 500  # updates per row of training metrics
-    eval_every: int = 2000  # updates of the output policy between evaluations
+    eval_every: int = 2000  # updates between evaluations
     eval_episodes: int = 10  # episodes of each evaluation on the way
     final_eval_episodes: int = 100  # episodes of the last one, which is the score
     checkpoint_every: int = 2000  # updates (in the rollout phase: batches) between checkpoints
@@ -106,8 +55,8 @@ class Config:
     dynamics_batch: int = 256  # transitions per member and update
     dynamics_epochs: int = 10  # at most so many epochs; 0 is no limit
     dynamics_patience: int = 5  # stop after so many epochs in which no member improved
-    dynamics_selection: Literal["likelihood", "mse"] = "likelihood"  # what the hold-out is judged by; see above
-    clip_predictions: bool = True  # keep predicted observations and rewards within the range of the data; see above
+    dynamics_selection: Literal["likelihood", "mse"] = "likelihood"  # what the hold-out is judged by
+    clip_predictions: bool = True  # keep predicted observations and rewards within the range of the data
     # --- behaviour policy ---
     diffusion_widths: tuple[int, ...] = (128,)  # widths of the U-Net's stages; with one it is a residual MLP
     diffusion_embedding: int = 32  # width of the embedding of the denoising step
@@ -115,7 +64,7 @@ class Config:
     diffusion_updates: int = 10_000  # gradient updates
     diffusion_batch: int = 256  # transitions per update, drawn with replacement
     diffusion_lr: float = 1e-3  # AdamW's step size, weight decay 1e-6
-    diffusion_lr_schedule: Literal["cosine", "constant", "released"] = "cosine"  # see above; cosine: 500 warm-up, to 0
+    diffusion_lr_schedule: Literal["cosine", "constant", "released"] = "cosine"  # see `diffusion_lr`
     ema_decay: float = 0.9999  # limit of the averaging of the weights that are sampled with
     # --- rollouts ---
     rollout_batch: int = 200  # rollouts at a time
@@ -134,9 +83,25 @@ class Config:
     rtg_input: Literal["raw", "normalised"] = "normalised"  # divide the return still to come by the target or not
     input_noise: float = 0.2  # standard deviation of Gaussian noise on the network's inputs while training
     holdout: float = 0.1  # share of the kept transitions that is not trained on
-    reload_best: Literal["on_stop", "always", "never"] = "never"  # return to the best hold-out loss; see above
+    reload_best: Literal["on_stop", "always", "never"] = "never"  # return to the best hold-out loss: see `Search`
     search_from: float = 0.8  # share of the updates after which the hold-out loss is watched
     patience: int = 5  # epochs without an improvement of 1 % that end the training
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense, naming what would be right."""
+        if len(self.dynamics_decay) != len(self.dynamics_hidden) + 1:
+            raise ValueError(
+                f"dynamics_decay needs {len(self.dynamics_hidden) + 1} values, one per layer of dynamics_hidden and "
+                f"one for the output; it has {len(self.dynamics_decay)}"
+            )
+        if not 1 <= self.dynamics_elites <= self.dynamics_members:
+            raise ValueError(
+                f"dynamics_elites {self.dynamics_elites}: must be 1 to {self.dynamics_members}, the members"
+            )
+        if not self.diffusion_widths or self.diffusion_embedding < 4 or self.diffusion_embedding % 2:
+            raise ValueError("diffusion_widths needs at least one stage, diffusion_embedding an even number above 2")
+        if not 0 < self.best_share <= 1:
+            raise ValueError(f"best_share {self.best_share}: must be above 0 and at most 1")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -165,7 +130,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# --- dynamics: an ensemble as one network with a leading member dimension ---
+# --- phase 1, dynamics: an ensemble as one network with a leading member dimension ---
 
 
 class Ensemble(nn.Module):
@@ -184,13 +149,6 @@ class Ensemble(nn.Module):
         self, inputs: int, outputs: int, shift: Tensor, scale: Tensor, cfg: Config, generator: torch.Generator
     ) -> None:
         super().__init__()
-        if len(cfg.dynamics_decay) != len(cfg.dynamics_hidden) + 1:
-            raise ValueError(
-                f"dynamics_decay needs {len(cfg.dynamics_hidden) + 1} values, one per layer of dynamics_hidden and one "
-                f"for the output; it has {len(cfg.dynamics_decay)}"
-            )
-        if not 1 <= cfg.dynamics_elites <= cfg.dynamics_members:
-            raise ValueError(f"dynamics_elites {cfg.dynamics_elites}: must be 1 to {cfg.dynamics_members}, the members")
         device, members = generator.device, cfg.dynamics_members
         self.decay = cfg.dynamics_decay
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
@@ -317,6 +275,12 @@ class DynamicsFit:
             now.copy_(kept)
         self.model.elites = self.errors.argsort()[: self.cfg.dynamics_elites].sort().values
 
+    def report(self) -> str:
+        """One line on how the fit ended."""
+        elites = self.model.elites.tolist()
+        best = f"hold-out {self.cfg.dynamics_selection} {self.errors.mean():.3g}"
+        return f"dynamics: {self.epoch} epochs, {best}, elites {elites}"
+
     def state_dict(self) -> dict[str, Any]:
         names = ("seed", "epoch", "stale", "done", "errors", "best")
         return {name: getattr(self, name) for name in names}
@@ -330,7 +294,7 @@ class DynamicsFit:
         self.order = self._shuffled()
 
 
-# --- behaviour policy: DDPM over one action ---
+# --- phase 2, behaviour: a diffusion model (DDPM) of one action ---
 
 
 class Block(nn.Module):
@@ -372,8 +336,6 @@ class UNet(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, cfg: Config, generator: torch.Generator) -> None:
         super().__init__()
         widths, self.embedding = list(cfg.diffusion_widths), cfg.diffusion_embedding
-        if not widths or self.embedding < 4 or self.embedding % 2:
-            raise ValueError("diffusion_widths needs at least one stage, diffusion_embedding an even number above 2")
         condition = self.embedding + obs_dim + 1
         stage = lambda a, b: Stage(a, b, condition, generator)  # noqa: E731
         self.encode = linear(self.embedding, 4 * self.embedding, generator)
@@ -400,15 +362,6 @@ class UNet(nn.Module):
         for up in self.up:
             x = up(torch.cat([x, beside.pop()], dim=-1), condition)
         return self.out(F.mish(self.norm(self.last(x))))
-
-
-def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """torch's own default initialisation, from the run's generator."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=generator.device)
-    bound = 1 / math.sqrt(inputs)
-    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-    return layer
 
 
 class Schedule:
@@ -476,16 +429,16 @@ def update_average(average: nn.Module, net: nn.Module, number: int, limit: float
         slow.lerp_(fast, 1 - decay)
 
 
-# --- rollouts ---
+# --- phase 3, rollouts of the behaviour in the dynamics ---
 
 
 @torch.no_grad()
 def roll_out(
-    model: Ensemble, act: Any, starts: Tensor, horizon: int, generator: torch.Generator
+    model: Ensemble, act: Callable[[Tensor], Tensor], starts: Tensor, horizon: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Whole episodes in the model: observations (B, T, obs_dim), actions (B, T, action_dim), rewards (B, T).
 
-    `act(obs)` gives actions in environment units.
+    `act(obs)` gives actions in [-1, 1].
     """
     obs, seen, actions, rewards = starts, [], [], []
     for _ in range(horizon):
@@ -508,8 +461,6 @@ class Kept:
     _FIELDS = ("obs", "action", "reward")
 
     def __init__(self, dataset: Dataset, horizon: int, cfg: Config, device: torch.device) -> None:
-        if not 0 < cfg.best_share <= 1:
-            raise ValueError(f"best_share {cfg.best_share}: must be above 0 and at most 1")
         self.device, self.filter, self.best_share = device, cfg.filter, cfg.best_share
         self.wanted = math.ceil(cfg.best_share * cfg.num_need_traj)  # to train on
         self.need = cfg.num_need_traj if cfg.filter else self.wanted
@@ -582,6 +533,26 @@ class Kept:
         kept = f"rollouts: kept {len(self.passed['obs'])} of {len(self.tried)} ({100 * share:.2f} %{few})"
         return f"{kept}; training on the best {len(total)}: {numbers}"
 
+    def table(self) -> pa.Table:
+        """One row per rollout tried: `predicted_return` (-inf: diverged) and whether it is `trained_on`.
+
+        Where it is, also `start`, its first observation, and `action`, its actions in [-1, 1] one after another: enough
+        to replay it in the real environment.
+        """
+        rows: list[dict[str, Any]] = [{"predicted_return": v, "trained_on": False} for v in self.tried.tolist()]
+        chosen = self.rollouts
+        for k, number in enumerate(chosen["number"].tolist()):
+            start, action = chosen["obs"][k, 0].tolist(), chosen["action"][k].flatten().tolist()
+            rows[number] |= {"trained_on": True, "start": start, "action": action}
+        numbers = pa.list_(pa.float32())
+        fields = [
+            ("predicted_return", pa.float64()),
+            ("trained_on", pa.bool_()),
+            ("start", numbers),
+            ("action", numbers),
+        ]
+        return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+
     def state_dict(self) -> dict[str, Any]:
         return {"passed": self.passed, "others": self.others, "tried": self.tried}
 
@@ -591,99 +562,31 @@ class Kept:
         self.tried = state["tried"].to(self.device)
 
 
-def replay(dataset: Dataset, obs: np.ndarray, action: np.ndarray) -> np.ndarray | None:
-    """Real returns (K,) of action sequences (K, T, action_dim) played open-loop from obs (K, obs_dim).
-
-    Only in the mazes of hoard.envs, whose state is the observation; elsewhere None. A goal that moves with every reset
-    is put at the centre of its cell.
-    """
-    if dataset.env_spec is None:
-        return None
-    env = make_env(dataset.env_spec)
-    maze: Any = env.unwrapped
-    try:
-        if not isinstance(maze, HiddenGoalMaze):
-            return None
-        totals = np.zeros(len(obs))
-        low, high = dataset.action_space.low, dataset.action_space.high
-        for k, (start, sequence) in enumerate(zip(obs, action)):
-            env.reset(seed=0)
-            maze.point_env.set_state(start[:2].astype(np.float64), start[2:4].astype(np.float64))
-            maze.goal = maze.maze.unique_goal_locations[0]
-            for a in sequence:
-                _, reward, terminated, truncated, _ = env.step(np.clip(a, low, high))
-                totals[k] += float(reward)
-                if terminated or truncated:
-                    break
-        return totals
-    finally:
-        env.close()
+# --- phase 4, the policy that is kept ---
 
 
-def record_rollouts(run: Run, kept: Kept) -> None:
-    """Write `rollouts.parquet` (see the file's notes) and say what was found."""
-    path = run.folder / "rollouts.parquet"
-    chosen = kept.rollouts
-    predicted = chosen["reward"].sum(dim=1)
-    real = replay(run.dataset, chosen["obs"][:, 0].cpu().numpy(), chosen["action"].cpu().numpy())
-    if real is None:
-        run.say("rollouts: not replayed, the state of this environment cannot be set from an observation")
-    else:
-        gap = predicted.double().cpu().numpy() - real
-        run.say(
-            f"rollouts: replayed open-loop they return {real.mean():.1f} on average, {real.min():.1f} to "
-            f"{real.max():.1f}; predicted less real {gap.mean():+.1f} +- {gap.std():.1f}"
-        )
-    rows: list[dict[str, Any]] = [{"predicted_return": v, "trained_on": False} for v in kept.tried.tolist()]
-    for k, number in enumerate(chosen["number"].tolist()):
-        rows[number]["trained_on"] = True
-        rows[number]["start"] = chosen["obs"][k, 0].tolist()
-        rows[number]["replayed_return"] = None if real is None else float(real[k])
-    schema = pa.schema(
-        [
-            ("predicted_return", pa.float64()),
-            ("trained_on", pa.bool_()),
-            ("start", pa.list_(pa.float64())),
-            ("replayed_return", pa.float64()),
-        ]
-    )
-    table = pa.Table.from_pylist(rows, schema=schema)
-    write_atomic(path, lambda scratch: pq.write_table(table, scratch))
+class Actor(nn.Module):
+    """ReLU network of (obs, return still to come) with linear output."""
 
-
-# --- output policy ---
-
-
-class Policy(nn.Module):
-    """ReLU network of (obs, return still to come); linear output, the action mapped to [-1, 1]."""
-
-    center: Tensor
-    half_range: Tensor
-    shift: Tensor
-    scale: Tensor
     target: Tensor
 
-    def __init__(self, dataset: Dataset, cfg: Config, generator: torch.Generator) -> None:
+    def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
         super().__init__()
-        device, self.normalised, self.noise = generator.device, cfg.rtg_input == "normalised", cfg.input_noise
-        sizes = [dataset.obs_dim + 1, *cfg.hidden, dataset.action_dim]
+        self.normalised, self.noise = cfg.rtg_input == "normalised", cfg.input_noise
+        sizes = [obs_dim + 1, *cfg.hidden, action_dim]
         layers = [linear(a, b, generator) for a, b in pairwise(sizes)]
         nn.init.xavier_uniform_(layers[-1].weight, gain=0.01, generator=generator)
         nn.init.zeros_(layers[-1].bias)
         self.layers = nn.ModuleList(layers)
-        low, high = (torch.as_tensor(b, device=device) for b in (dataset.action_space.low, dataset.action_space.high))
-        self.register_buffer("center", (high + low) / 2)
-        self.register_buffer("half_range", (high - low) / 2)
-        # Known once there are rollouts: the mean and spread of their observations, and the return that is asked for.
-        self.register_buffer("shift", torch.zeros(dataset.obs_dim, device=device))
-        self.register_buffer("scale", torch.ones(dataset.obs_dim, device=device))
-        self.register_buffer("target", torch.ones((), device=device))
+        # Known once there are rollouts: the statistics of their observations, and the return that is asked for.
+        self.normalize = ObsNormalizer(obs_dim, generator.device)
+        self.register_buffer("target", torch.ones((), device=generator.device))
 
-    def forward(self, obs: Tensor, to_go: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, obs_dim), (B,) -> (B, action_dim); with a generator, noise is added to the inputs."""
+    def forward(self, obs: Tensor, return_to_go: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B, obs_dim), (B,) -> (B, action_dim); with a generator, as in training, with noise on the inputs."""
         if self.normalised:
-            to_go = to_go / self.target.abs().clamp(min=1e-6)
-        x = torch.cat([(obs - self.shift) / self.scale, to_go[:, None]], dim=-1)
+            return_to_go = return_to_go / self.target.abs().clamp(min=1e-6)
+        x = torch.cat([self.normalize(obs), return_to_go[:, None]], dim=-1)
         if generator is not None and self.noise:
             x = x + self.noise * torch.randn(x.shape, generator=generator, device=x.device)
         for layer in self.layers[:-1]:
@@ -691,28 +594,33 @@ class Policy(nn.Module):
         return self.layers[-1](x)
 
     def act(self, obs: Tensor, history: History) -> Tensor:
-        """The action for the target less the reward collected, in environment units."""
-        return self.center + self.half_range * self(obs, self.target - history.return_so_far)
+        """The action for the target less the reward collected."""
+        return self(obs, self.target - history.return_so_far)
 
 
-def policy_loss(
-    policy: Policy, obs: Tensor, to_go: Tensor, action: Tensor, generator: torch.Generator | None = None
+def actor_loss(
+    actor: Actor, obs: Tensor, return_to_go: Tensor, action: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    loss = (policy(obs, to_go, generator) - action).square().mean()
-    return loss, {"losses/policy": loss.detach()}
+    """Squared error towards the action of a kept rollout."""
+    loss = (actor(obs, return_to_go, generator) - action).square().mean()
+    return loss, {"losses/actor": loss.detach()}
 
 
 class Search:
-    """The hold-out loss of the policy: its best weights, and whether the training has ended."""
+    """The hold-out loss of the actor, its best weights, and whether the training has ended.
 
-    def __init__(self, policy: Policy, cfg: Config, seed: int) -> None:
-        self.policy, self.cfg, self.seed = policy, cfg, seed
+    `reload_best` says what becomes of the best weights: `on_stop` takes them if the loss stops improving, which ends
+    the training; `always` takes them at the last update too.
+    """
+
+    def __init__(self, actor: Actor, cfg: Config, seed: int) -> None:
+        self.actor, self.cfg, self.seed = actor, cfg, seed
         self.best, self.stale, self.ended = math.inf, 0, False
-        self.weights = copy.deepcopy(policy.state_dict())
+        self.weights = copy.deepcopy(actor.state_dict())
 
     def split(self, n: int) -> tuple[Tensor, Tensor]:
         """Rows to train on and rows held out, of n."""
-        device = self.policy.target.device
+        device = self.actor.target.device
         order = torch.randperm(n, generator=torch.Generator(device).manual_seed(self.seed), device=device)
         held = min(int(self.cfg.holdout * n), n - 1)
         return order[held:], order[:held]
@@ -722,7 +630,7 @@ class Search:
         value = float(loss)
         if value < 0.99 * self.best:
             self.best, self.stale = value, 0
-            self.weights = copy.deepcopy(self.policy.state_dict())
+            self.weights = copy.deepcopy(self.actor.state_dict())
         else:
             self.stale += 1
         if self.stale >= self.cfg.patience:
@@ -730,7 +638,7 @@ class Search:
             self.ended = True
 
     def reload(self) -> None:
-        self.policy.load_state_dict(self.weights)
+        self.actor.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("seed", "best", "stale", "ended", "weights")}
@@ -746,107 +654,102 @@ class Search:
 def train(cfg: Config, run: Run) -> None:
     dataset, device, generator = run.dataset, run.device, run.generator
     buffer = ReplayBuffer(dataset, device)
+    obs_dim, action_dim = dataset.obs_dim, dataset.action_dim
     seeds = torch.randint(2**31, (2,), generator=generator, device=device).tolist()
+    obs = buffer.observations[buffer.rows]
 
-    inputs = torch.cat([buffer.observations[buffer.rows], buffer.action], dim=-1)
-    model = Ensemble(dataset.obs_dim + dataset.action_dim, dataset.obs_dim + 1, *standardise(inputs), cfg, generator)
-    fit = DynamicsFit(model, buffer, cfg, seeds[0])
-    net = UNet(dataset.obs_dim, dataset.action_dim, cfg, generator)
-    average = copy.deepcopy(net).requires_grad_(False)
-    schedule = Schedule(cfg.diffusion_steps, device)
-    kept = Kept(dataset, run.episode_limit, cfg, device)
-    policy = Policy(dataset, cfg, generator)
-    search = Search(policy, cfg, seeds[1])
-    adams = {
-        "dynamics_adam": torch.optim.Adam(model.parameters(), lr=cfg.dynamics_lr, fused=True),
-        "diffusion_adam": torch.optim.AdamW(net.parameters(), lr=cfg.diffusion_lr, weight_decay=1e-6, fused=True),
-        "policy_adam": torch.optim.Adam(policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True),
-    }
-    normalised = (buffer.action - policy.center) / policy.half_range
+    model = Ensemble(
+        obs_dim + action_dim, obs_dim + 1, *statistics(torch.cat([obs, buffer.action], -1)), cfg, generator
+    )
     if cfg.clip_predictions:
         model.low = torch.cat([buffer.observations.amin(dim=0), buffer.reward.amin()[None]])
         model.high = torch.cat([buffer.observations.amax(dim=0), buffer.reward.amax()[None]])
-    run.register(model=model, fit=fit, net=net, average=average, kept=kept, policy=policy, search=search, **adams)
+    fit = DynamicsFit(model, buffer, cfg, seeds[0])
+    net = UNet(obs_dim, action_dim, cfg, generator)
+    average = frozen_copy(net)
+    schedule = Schedule(cfg.diffusion_steps, device)
+    kept = Kept(dataset, run.episode_limit, cfg, device)
+    actor = Actor(cfg, obs_dim, action_dim, generator)
+    search = Search(actor, cfg, seeds[1])
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "dynamics": torch.optim.Adam(model.parameters(), lr=cfg.dynamics_lr, fused=True),
+        "diffusion": torch.optim.AdamW(net.parameters(), lr=cfg.diffusion_lr, weight_decay=1e-6, fused=True),
+        "actor": torch.optim.Adam(actor.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True),
+    }
+    networks = {"dynamics": model, "diffusion": net, "average": average, "actor": actor}
+    run.register(networks=networks, optimizers=optimizers, fit=fit, kept=kept, search=search)
 
-    def step(name: str, loss: Tensor) -> None:
-        adams[name].zero_grad(set_to_none=True)
-        loss.backward()
-        adams[name].step()
-
+    # phase 1: the dynamics
     most = fit.batches * (cfg.dynamics_epochs or 10_000)
     for number in run.phase("dynamics", most):
         loss, metrics = dynamics_loss(model, *fit.batch(number))
-        step("dynamics_adam", loss)
+        gradient_step(optimizers["dynamics"], loss)
         if number % fit.batches == 0:
-            errors = fit.end_of_epoch()
-            metrics["dynamics/holdout"] = errors.mean()
+            metrics["dynamics/holdout"] = fit.end_of_epoch().mean()
             if fit.done or number == most:
                 fit.finish()
-                run.say(
-                    f"dynamics: {fit.epoch} epochs, hold-out {cfg.dynamics_selection} {fit.errors.mean():.3g}, "
-                    f"elites {model.elites.tolist()}"
-                )
+                run.say(fit.report())
                 run.end_phase()
         run.log(metrics)
 
+    # phase 2: the behaviour
     batches = math.ceil(len(buffer) / cfg.diffusion_batch)
     for number in run.phase("diffusion", cfg.diffusion_updates):
-        adams["diffusion_adam"].param_groups[0]["lr"] = diffusion_lr(number, batches, cfg)
-        index = buffer.draw(cfg.diffusion_batch, generator)
-        obs = buffer.observations[buffer.rows[index]]
-        loss, metrics = diffusion_loss(net, schedule, obs, normalised[index], generator)
-        step("diffusion_adam", loss)
+        optimizers["diffusion"].param_groups[0]["lr"] = diffusion_lr(number, batches, cfg)
+        batch = buffer.sample(cfg.diffusion_batch, generator)
+        loss, metrics = diffusion_loss(net, schedule, batch["obs"], batch["action"], generator)
+        gradient_step(optimizers["diffusion"], loss)
         update_average(average, net, number, cfg.ema_decay)
         run.log(metrics)
 
+    # phase 3: rollouts of the one in the other
     def behave(obs: Tensor) -> Tensor:
-        return policy.center + policy.half_range * schedule.sample(average, obs, dataset.action_dim, generator)
+        return schedule.sample(average, obs, action_dim, generator)
 
-    starts = buffer.observations[buffer.rows[torch.as_tensor(dataset.starts[:-1], device=device)]]
+    starts = obs[torch.as_tensor(dataset.starts[:-1], device=device)]
     for _ in run.phase("rollouts", cfg.rollout_batches):
         chosen = torch.randint(len(starts), (cfg.rollout_batch,), generator=generator, device=device)
         run.log(kept.add(*roll_out(model, behave, starts[chosen], run.episode_limit, generator)))
         if kept.enough:
             run.end_phase()
-
     if run.update == 0:
         run.say(kept.report(dataset))
-        record_rollouts(run, kept)
-    to_go = kept.returns_to_go()
-    policy.target.copy_(to_go[:, 0].max())
+        run.save_table("rollouts", kept.table())
+
+    # phase 4: the policy, on the kept rollouts and nothing else
+    return_to_go = kept.returns_to_go()
+    actor.target.copy_(return_to_go[:, 0].max())
+    data = {name: kept.rollouts[name].flatten(0, 1) for name in ("obs", "action")}
+    data["return_to_go"] = return_to_go.flatten()
     if cfg.normalize_obs:
-        for mine, value in zip((policy.shift, policy.scale), standardise(kept.rollouts["obs"].flatten(0, 1))):
-            mine.copy_(value)
-    data = {
-        "obs": kept.rollouts["obs"].flatten(0, 1),
-        "to_go": to_go.flatten(),
-        "action": ((kept.rollouts["action"] - policy.center) / policy.half_range).flatten(0, 1),
-    }
-    trained, held = search.split(len(to_go.flatten()))
+        actor.normalize.fit(*statistics(data["obs"]))
+    trained, held = search.split(len(data["obs"]))
     epoch = math.ceil(len(trained) / cfg.batch_size)
+
+    def update(number: int) -> dict[str, Tensor]:
+        index = trained[torch.randint(len(trained), (cfg.batch_size,), generator=generator, device=device)]
+        batch = {name: values[index] for name, values in data.items()}
+        loss, metrics = actor_loss(actor, batch["obs"], batch["return_to_go"], batch["action"], generator)
+        gradient_step(optimizers["actor"], loss)
+        if cfg.reload_best != "never" and number % epoch == 0 and number > cfg.search_from * cfg.updates:
+            with torch.no_grad():
+                _, at_rest = actor_loss(actor, data["obs"][held], data["return_to_go"][held], data["action"][held])
+            metrics["losses/holdout"] = at_rest["losses/actor"]
+            search.look(at_rest["losses/actor"])
+        return metrics
+
     for number in run.loop(cfg.updates):
         if cfg.lr_schedule == "cosine":
-            adams["policy_adam"].param_groups[0]["lr"] = (
-                0.5 * cfg.lr * (1 + math.cos(math.pi * (number - 1) / cfg.updates))
-            )
+            cosine_lr(optimizers["actor"], cfg.lr, number, cfg.updates)
         if not search.ended:
-            index = trained[torch.randint(len(trained), (cfg.batch_size,), generator=generator, device=device)]
-            obs, wanted, action = (data[name][index] for name in ("obs", "to_go", "action"))
-            loss, metrics = policy_loss(policy, obs, wanted, action, generator)
-            step("policy_adam", loss)
-            if cfg.reload_best != "never" and number % epoch == 0 and number > cfg.search_from * cfg.updates:
-                with torch.no_grad():
-                    _, at_rest = policy_loss(policy, data["obs"][held], data["to_go"][held], data["action"][held])
-                metrics["losses/holdout"] = at_rest["losses/policy"]
-                search.look(at_rest["losses/policy"])
-            run.log(metrics)
+            run.log(update(number))
         if number == cfg.updates and cfg.reload_best == "always":
             search.reload()
         if run.evaluation_due:
-            run.evaluate(policy.act)
+            run.evaluate(actor)
 
 
-def standardise(x: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every column; a column that never changes is only shifted."""
     scale = x.std(dim=0, unbiased=False)
     return x.mean(dim=0), torch.where(scale < 1e-12, 1.0, scale)

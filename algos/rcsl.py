@@ -50,7 +50,8 @@ class Config:
     dropout: float = 0.0  # after each hidden layer while training
     init: Literal["orthogonal", "torch"] = "orthogonal"  # weight initialisation
     # --- data ---
-    normalize_obs: bool = False  # standardise observations inside the network
+    top_fraction: float = 1.0  # keep this share of the episodes, the best by return
+    normalize_obs: bool = False  # standardise observations inside the network, by the episodes that are kept
     # --- RCSL ---
     output: Literal["tanh", "gaussian"] = "tanh"  # bounded mean with squared error, or linear mean with log-likelihood
     label: Literal["sum", "average"] = "sum"  # return-to-go, or return-to-go per remaining step
@@ -58,6 +59,11 @@ class Config:
     target_rule: Literal["dataset_range", "reference_range", "max_return"] = "dataset_range"  # see `target_of`
     target_fraction: float = 1.0  # share of the range, or of the best return, that is asked for
     extra_targets: tuple[float, ...] = ()  # further fractions, evaluated once at the end as variants
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense, naming what would be right."""
+        if not 0 < self.top_fraction <= 1:
+            raise ValueError(f"top_fraction {self.top_fraction}: must be above 0 and at most 1")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -84,7 +90,8 @@ class Actor(nn.Module):
 
     def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.output, self.dropout, self.label = cfg.output, cfg.dropout, cfg.label
+        self.output, self.dropout = cfg.output, cfg.dropout
+        self.label = cfg.label
         self.normalize = ObsNormalizer(obs_dim, generator.device)
         sizes = [obs_dim + 1, *cfg.hidden, action_dim]
         # RvS's small last layer keeps the first actions of the linear output near the centre (from memory).
@@ -98,7 +105,8 @@ class Actor(nn.Module):
 
     def forward(self, obs: Tensor, label: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B, obs_dim), (B,) -> (B, action_dim); with a generator, as in training, with dropout."""
-        x = torch.cat([self.normalize(obs), label[:, None]], dim=-1)
+        x = self.normalize(obs)
+        x = torch.cat([x, label[:, None]], dim=-1)
         for layer in self.layers[:-1]:
             x = dropout(torch.relu(layer(x)), self.dropout, generator)
         x = self.layers[-1](x)
@@ -166,7 +174,7 @@ def target_of(dataset: Dataset, labels: np.ndarray, cfg: Config, fraction: float
 
 
 def train(cfg: Config, run: Run) -> None:
-    dataset, device, generator = run.dataset, run.device, run.generator
+    dataset, device, generator = run.dataset.top_episodes(cfg.top_fraction), run.device, run.generator
     labels = labels_of(dataset, cfg.label)
     scale = (float(labels.max() - labels.min()) or 1.0) if cfg.scale_label else 1.0
     buffer = ReplayBuffer(dataset, device, extra={"label": labels / scale})

@@ -17,7 +17,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
@@ -102,11 +101,11 @@ class Actor(nn.Module):
 
 
 def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """tanh(mean + std * noise) and its log-density; log(1 - tanh(u)^2) in the form that does not overflow."""
-    u = mean + log_std.exp() * noise
+    """tanh(mean + std * noise) and its log-density, where 1e-6 keeps log(1 - action^2) finite (stable-baselines3's)."""
+    action = torch.tanh(mean + log_std.exp() * noise)
     log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    log_prob = log_prob - 2 * (math.log(2) - u - F.softplus(-2 * u))
-    return torch.tanh(u), log_prob.sum(dim=-1)
+    log_prob = log_prob - torch.log(1 - action.square() + 1e-6)
+    return action, log_prob.sum(dim=-1)
 
 
 class Critic(nn.Module):
@@ -156,13 +155,14 @@ def critic_loss(
     cfg: Config,
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean over both heads is stable-baselines3's half of their sum."""
     with torch.no_grad():
         next_action, log_prob = actor.sample(batch["next_obs"], generator)
         next_q = target(batch["next_obs"], next_action)
         value = next_q.amin(dim=0) - alpha * log_prob
         backup = batch["reward"] + cfg.discount * (1 - batch["terminated"]) * value
     q = critic(batch["obs"], batch["action"])
-    loss = 0.5 * (q - backup).square().mean(dim=1).sum()
+    loss = (q - backup).square().mean()
     return loss, {"losses/critic": loss.detach(), "values/q": q.detach().mean()}
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -32,9 +30,10 @@ class RunConfig(Protocol):
 # What options of these names must satisfy, whatever the algorithm: one name, one unit, one range.
 _AT_LEAST_1 = (
     "threads", "log_every", "eval_every", "eval_episodes", "final_eval_episodes", "checkpoint_every", "batch_size",
+    "context", "width", "blocks", "heads", "time_rows", "updates_per_step",
 )  # fmt: skip
-_NOT_NEGATIVE = ("seed", "updates", "online_steps", "start_steps", "weight_decay")
-_POSITIVE = ("lr", "init_alpha")
+_NOT_NEGATIVE = ("seed", "updates", "online_steps", "start_steps", "weight_decay", "warmup", "return_scale")
+_POSITIVE = ("lr", "init_alpha", "clip_norm")
 _SHARES = ("discount", "target_tau", "offline_ratio", "gae_lambda")
 _BELOW_1 = ("dropout", "actor_dropout")
 
@@ -105,14 +104,3 @@ def departures(cfg: Any, config: dict[str, Any]) -> dict[str, Any]:
 def from_plain(config_type: type, values: Mapping[str, Any]) -> Any:
     """The Config behind JSON values: lists become tuples again."""
     return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def writable(folder: Path) -> None:
-    """Raise BadInput unless files can be made in `folder` (which is made if absent)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise BadInput(f"results folder {folder} is not writable: {error.strerror}") from error

@@ -19,11 +19,11 @@ from rich.console import Console
 
 from hoard import datasets
 from hoard.records.errors import BAD_INPUT, BUSY, FAILED, OK, STOPPED, BadInput, Busy
+from hoard.records.files import writable
 from hoard.records.folder import status_of
 from hoard.runners import trackers
 from hoard.runners.address import address
 from hoard.runners.algorithms import import_file, meaning_hash
-from hoard.runners.config import writable
 from hoard.runners.evaluate import Evaluator
 from hoard.runners.options import Options, Parsed, build, parse
 from hoard.runners.progress import generation_bar

@@ -32,10 +32,6 @@ class Options:
     """Also log to this Weights & Biases project (extra: wandb)."""
 
 
-RESERVED = frozenset({"seed", "dataset", "device", *(f.name for f in dataclasses.fields(Options))} - {"preset"})
-"""Options that a cell of a sweep has of its own: no suite and no --set may change them."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Parsed:
     """A command line, understood: the Config, the same as JSON values with the device resolved, what of it departs from

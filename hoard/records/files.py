@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hoard.records.errors import BadInput
+
 
 def write_atomic(path: Path, write: Callable[[Path], Any], suffix: str = "") -> None:
     """Let `write` fill a scratch file in the same folder, then move it over `path`.
@@ -41,3 +43,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def writable(folder: Path) -> None:
+    """Raise BadInput unless files can be made in `folder` (which is made if absent)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"results folder {folder} is not writable: {error.strerror}") from error

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toys import flat_dataset
+from toys import history_of
 
 from hoard.algos import decision_mamba as dm
-from hoard.runners.evaluate import History
+from hoard.records.errors import BadInput
+from hoard.runners.config import check
+from hoard.runners.scans import SCANS, scan_loop, scan_two_level
 
 SMALL = dm.Config(width=16, blocks=2, heads=2, state=4, context=6)
 KINDS = {
@@ -19,7 +21,6 @@ KINDS = {
     "two_level": replace(SMALL, ssm="mamba1", scan="two_level"),
     "coarse": replace(SMALL, fine=False),
     "linear": replace(SMALL, embedding="linear"),
-    "transformer": replace(SMALL, model="transformer"),
 }
 
 
@@ -31,15 +32,17 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
-def policy_of(cfg: dm.Config, high: float = 1.0) -> dm.Policy:
-    return dm.Policy(flat_dataset(high=high), cfg, torch.device("cpu"), generator()).double()
+def actor_of(cfg: dm.Config) -> dm.Actor:
+    actor = dm.Actor(cfg, 3, 2, generator()).double()
+    actor.normalize.fit(torch.full((3,), 2.0), torch.full((3,), 0.9))
+    return actor
 
 
 def window_of(batch: int, length: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return {
         "obs": draw(batch, length, 3, seed=seed) + 2,
         "action": draw(batch, length, 2, seed=seed + 1).clamp(-1, 1),
-        "to_go": draw(batch, length, seed=seed + 2),
+        "return_to_go": draw(batch, length, seed=seed + 2),
         "timestep": torch.arange(5, 5 + length).expand(batch, -1),
     }
 
@@ -78,7 +81,7 @@ def with_gradients(scan, inputs) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", ["loop", "two_level"])
 def test_scans_equal_the_reference(name, length, dt):
     inputs = scan_inputs(length, dt)
-    for mine, wanted in zip(with_gradients(dm.SCANS[name], inputs), with_gradients(scan_reference, inputs)):
+    for mine, wanted in zip(with_gradients(SCANS[name], inputs), with_gradients(scan_reference, inputs)):
         torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-8)
 
 
@@ -153,15 +156,15 @@ def test_step_sizes_at_the_start():
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_nothing_from_the_future(kind, blocks):
     """At every position, by autograd: s_t's action sees nothing of a_t or later, a_t's heads nothing of step t + 1."""
-    policy, length = policy_of(replace(KINDS[kind], blocks=blocks)), 6
+    actor, length = actor_of(replace(KINDS[kind], blocks=blocks)), 6
     window = window_of(1, length)
-    inputs = {name: window[name].requires_grad_() for name in ("obs", "action", "to_go")}
-    x = policy.tokens(window)
-    action = policy.action_head(x[:, :, 1])
+    inputs = {name: window[name].requires_grad_() for name in ("obs", "action", "return_to_go")}
+    x = actor.tokens(window)
+    action = actor.action_head(x[:, :, 1])
     for t in range(length):
         for where, seen in (
-            (action[0, t], {"obs": t, "to_go": t, "action": t - 1}),
-            (torch.cat([policy.obs_head(x[0, t, 2]), policy.return_head(x[0, t, 2])]), dict.fromkeys(inputs, t)),
+            (action[0, t], {"obs": t, "return_to_go": t, "action": t - 1}),
+            (torch.cat([actor.obs_head(x[0, t, 2]), actor.return_head(x[0, t, 2])]), dict.fromkeys(inputs, t)),
         ):
             out = sum(where * torch.arange(1, 1 + len(where)))
             gradients = torch.autograd.grad(out, list(inputs.values()), retain_graph=True)
@@ -173,10 +176,10 @@ def test_nothing_from_the_future(kind, blocks):
 
 def test_the_fine_branch_reaches_its_own_step():
     """Without the coarse branch, the three tokens of step t get the same F_t, from a_{t-1}, R_t and s_t."""
-    block = dm.MambaBlock(SMALL, generator()).double()
+    block = dm.Block(SMALL, generator()).double()
     torch.nn.init.zeros_(block.coarse.out_proj.weight)
     x = draw(1, 12, 16)
-    added = (block(x, lambda y: y) - x).unflatten(1, (4, 3))
+    added = (block(x, None) - x).unflatten(1, (4, 3))
     torch.testing.assert_close(added[:, :, 0], added[:, :, 1])
     torch.testing.assert_close(added[:, :, 0], added[:, :, 2])
     normed = torch.cat([torch.zeros(1, 1, 16, dtype=torch.float64), block.norm(x)], dim=1)
@@ -187,16 +190,17 @@ def test_the_fine_branch_reaches_its_own_step():
 @pytest.mark.parametrize("kind", ["ssd", "mamba1", "coarse", "linear"])
 def test_recurrent_steps_equal_the_window_while_it_reaches_the_start(kind):
     cfg = replace(KINDS[kind], context=8)
-    policy, n, steps = policy_of(cfg, high=4.0), 3, 10
-    history = History(0, draw(n, steps + 1, 3) + 2, 4 * draw(n, steps, 2, seed=1).clamp(-1, 1), draw(n, steps, seed=2))
-    by_window = dm.act_on_window(policy, cfg.context, target=5.0, scale=2.0)
-    by_step = dm.act_recurrently(policy, target=5.0, scale=2.0)
+    by_window, by_step = actor_of(cfg), actor_of(replace(cfg, recurrent_eval=True))
+    n, steps = 3, 10
+    obs, action, reward = draw(n, steps + 1, 3) + 2, draw(n, steps, 2, seed=1).clamp(-1, 1), draw(n, steps, seed=2)
+    for actor in (by_window, by_step):
+        actor.target.fill_(5.0)
+        actor.return_scale.fill_(2.0)
     for _ in range(2):  # t = 0 starts anew
         for t in range(steps):
-            now = replace(history, t=t)
-            one, two = by_window(history.obs[:, t], now), by_step(history.obs[:, t], now)
+            one, two = (a.act(obs[:, t], history_of(obs, action, reward, t)) for a in (by_window, by_step))
             assert one.shape == (n, 2)
-            assert one.abs().max() <= 4
+            assert one.abs().max() <= 1
             if t < cfg.context:
                 torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
             else:
@@ -205,18 +209,18 @@ def test_recurrent_steps_equal_the_window_while_it_reaches_the_start(kind):
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_padding_on_the_right_changes_nothing(kind):
-    policy, window = policy_of(KINDS[kind]), window_of(4, 6)
+    actor, window = actor_of(KINDS[kind]), window_of(4, 6)
     short = {name: values[:, :3] for name, values in window.items()}
-    torch.testing.assert_close(policy.tokens(window)[:, :3], policy.tokens(short), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(actor.tokens(window)[:, :3], actor.tokens(short), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_no_dead_parameters(kind):
-    policy = policy_of(KINDS[kind])
+    actor = actor_of(KINDS[kind])
     batch = window_of(4, 6) | {"mask": torch.ones(4, 6, dtype=torch.float64)}
-    loss, _ = dm.policy_loss(policy, batch, KINDS[kind])
+    loss, _ = dm.actor_loss(actor, batch, KINDS[kind])
     loss.backward()
-    dead = [name for name, p in policy.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    dead = [name for name, p in actor.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert dead == []
 
 
@@ -224,86 +228,86 @@ def test_the_config_is_what_is_built():
     """Parameter counts of the released block, computed from its layer sizes, and of the small model's parts."""
     released = dm.Config(**dm.PRESETS["released"])
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
-    block = dm.MambaBlock(released, generator())
+    block = dm.Block(released, generator())
     d, inner, rank, state = 768, 1536, 48, 16
     mixer = 2 * d * inner + 5 * inner + inner * (rank + 2 * state) + (rank + 1) * inner + inner * state + inner
     mixer += inner * d
     assert count(block.coarse) == count(block.fine) == mixer == 3_770_880
     assert count(block) == 2 * mixer + 3 * d * d + d + d + 2 * d
-    base = policy_of(SMALL)
+    base = actor_of(SMALL)
     for option, value in (("width", 32), ("blocks", 3), ("state", 8), ("expand", 3), ("conv", 3), ("time_rows", 7),
                           ("fine", False), ("auxiliary", False), ("embedding", "linear"), ("heads", 4)):  # fmt: skip
-        assert count(policy_of(replace(SMALL, **{option: value}))) != count(base), option
+        assert count(actor_of(replace(SMALL, **{option: value}))) != count(base), option
 
 
 def test_steps_beyond_the_time_table_share_its_last_row():
-    policy = policy_of(replace(SMALL, time_rows=8))
+    actor = actor_of(replace(SMALL, time_rows=8))
     window = window_of(1, 6)
     late = window | {"timestep": torch.arange(100, 106)[None]}
     last = window | {"timestep": torch.full((1, 6), 7)}
-    assert torch.equal(policy(late), policy(last))
-    assert not torch.equal(policy(late), policy(window))
+    assert torch.equal(actor(late), actor(last))
+    assert not torch.equal(actor(late), actor(window))
 
 
 def test_weight_decay_is_on_matrices_only():
-    for kind in ("ssd", "mamba1", "transformer"):
-        policy = policy_of(KINDS[kind])
-        names = {id(p): name for name, p in policy.named_parameters()}
-        decayed, plain = ({names[id(p)] for p in g["params"]} for g in dm.parameter_groups(policy, 0.1))
+    for kind in ("ssd", "mamba1"):
+        actor = actor_of(KINDS[kind])
+        names = {id(p): name for name, p in actor.named_parameters()}
+        decayed, plain = ({names[id(p)] for p in g["params"]} for g in dm.parameter_groups(actor, 0.1))
         assert decayed | plain == set(names.values())
         assert not decayed & plain
         for name in names.values():
             last = name.split(".")[-1]
             spared = last in ("A_log", "D", "bias", "dt_bias") or "norm" in name
             assert (name in plain) == spared, name
-        assert [g["weight_decay"] for g in dm.parameter_groups(policy, 0.1)] == [0.1, 0.0]
+        assert [g["weight_decay"] for g in dm.parameter_groups(actor, 0.1)] == [0.1, 0.0]
 
 
 def test_dropout_is_drawn_from_the_given_generator_and_off_when_acting():
     before = torch.get_rng_state()
-    for kind in ("ssd", "transformer"):
-        policy, window = policy_of(replace(KINDS[kind], dropout=0.3)), window_of(2, 6)
-        assert torch.equal(policy(window), policy(window))
-        assert torch.equal(policy(window, generator(1)), policy(window, generator(1)))
-        assert not torch.equal(policy(window, generator(1)), policy(window, generator(2)))
+    actor, window = actor_of(replace(SMALL, dropout=0.3)), window_of(2, 6)
+    assert torch.equal(actor(window), actor(window))
+    assert torch.equal(actor(window, generator(1)), actor(window, generator(1)))
+    assert not torch.equal(actor(window, generator(1)), actor(window, generator(2)))
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_attention_equals_torchs():
-    block = dm.TransformerBlock(KINDS["transformer"], generator()).double()
-    x = draw(2, 9, 16)
-    q, k, v = (y.unflatten(-1, (2, 8)).transpose(1, 2) for y in block.qkv(block.norm1(x)).chunk(3, dim=-1))
-    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-    y = x + block.out(mixed)
-    y = y + block.down(torch.nn.functional.gelu(block.up(block.norm2(y))))
-    torch.testing.assert_close(block(x, lambda z: z), y)
+@pytest.mark.parametrize(("init", "std"), [("torch", 1 / math.sqrt(3 * 64)), ("normal", 0.02)])
+def test_initial_weights(init, std):
+    weight = dm.Actor(dm.Config(init=init), 3, 2, generator()).embed_obs.second.weight
+    assert weight.std().item() == pytest.approx(std, rel=0.05)
+    assert dm.SSD(dm.Config(init=init), generator()).in_proj.weight.std().item() == pytest.approx(std, rel=0.05)
 
 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
         ({"heads": 5}, "heads 5"),
-        ({"model": "transformer", "heads": 3}, "heads 3"),
-        ({"model": "transformer", "recurrent_eval": True}, "recurrent_eval"),
         ({"scan": "loop"}, "scan loop"),
         ({"updates": 100, "teacher_every": 100}, "teacher_every 100"),
+        ({"teacher_every": 0}, "teacher_every 0"),
+        ({"conv": 0}, "conv 0"),
+        ({"beta_max": 1.5}, "beta_max 1.5"),
+        ({"context": 0}, "context 0"),
+        ({"clip_norm": 0.0}, "clip_norm 0"),
+        ({"warmup": -1}, "warmup -1"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, word):
-    with pytest.raises(ValueError, match=word):
-        dm.check(dm.Config(**options))
+    with pytest.raises(BadInput, match=word):
+        check(dm.Config(**options))
 
 
 def test_presets_are_configs():
     for options in dm.PRESETS.values():
-        dm.check(dm.Config(**options))
+        check(dm.Config(**options))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_cuda_the_scan_is_the_two_level_one():
     mixer = dm.Mamba1(KINDS["mamba1"], torch.Generator("cuda").manual_seed(0))
-    assert mixer.scan is dm.scan_two_level
+    assert mixer.scan is scan_two_level
     x = torch.randn(2, 30, 16, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
     y = mixer(x).cpu()
-    mixer.cpu().scan = dm.scan_loop
+    mixer.cpu().scan = scan_loop
     torch.testing.assert_close(y, mixer(x.cpu()), rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""RCSL's labels, targets, losses and what it clones."""
+"""RCSL's labels, targets, losses, what it clones, and the policy that a run keeps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from toys import FakeRun, flat_dataset, make_dataset
+from helpers import small
+from kept import assert_kept_policy_repeats_the_score
+from resume import only_run
+from toys import Listening, flat_dataset, history_of, make_dataset
 
 from hoard.algos import rcsl
-from hoard.runners.evaluate import History
+from hoard.records.errors import BadInput
+from hoard.runners.config import check
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def test_labels_by_hand():
@@ -43,23 +51,6 @@ def test_reference_rule_without_references_is_refused():
         rcsl.target_of(dataset, dataset.returns_to_go(), rcsl.Config(target_rule="reference_range"), 1.0, 10)
 
 
-class Listening(FakeRun):
-    """Keeps the policies it is asked to evaluate after the last update."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.evaluation_due = True
-        self.policies = {}
-
-    def evaluate(self, policy, variant=""):
-        self.policies[variant] = policy
-
-
-def history_of(rewards: list[float]) -> History:
-    t = len(rewards)
-    return History(t, torch.zeros(1, 9, 3), torch.zeros(1, 8, 2), torch.tensor([rewards + [0.0] * (8 - t)]))
-
-
 @pytest.mark.parametrize(("label", "reduces"), [("sum", True), ("average", False)])
 def test_the_target_during_an_episode(label, reduces, monkeypatch):
     """Sums are reduced by what was collected, averages held constant; each extra target is its own variant."""
@@ -67,31 +58,47 @@ def test_the_target_during_an_episode(label, reduces, monkeypatch):
     cfg = rcsl.Config(updates=1, hidden=(8,), batch_size=8, label=label, scale_label=False, extra_targets=(0.5,))
     rcsl.train(cfg, run)
     asked = []
-    monkeypatch.setattr(rcsl.Policy, "act", lambda self, obs, wanted: asked.append(wanted.item()) or obs[:, :2])
+    monkeypatch.setattr(rcsl.Actor, "forward", lambda self, obs, wanted: asked.append(wanted.item()) or obs[:, :2])
     labels = rcsl.labels_of(run.dataset, label)
+    obs, reward = torch.zeros(1, 9, 3), torch.tensor([[2.0, 3.0, 0, 0, 0, 0, 0, 0]])
     for variant, fraction in (("", 1.0), ("target=0.5", 0.5)):
         asked.clear()
-        run.policies[variant](torch.zeros(1, 3), history_of([]))
-        run.policies[variant](torch.zeros(1, 3), history_of([2.0, 3.0]))
+        for t in (0, 2):
+            run.policies[variant](obs[:, t], history_of(obs, reward=reward, t=t))
         start = labels.min() + fraction * (labels.max() - labels.min())
         assert asked == pytest.approx([start, start - 5.0 * reduces], rel=1e-5)
     assert set(run.policies) == {"", "target=0.5"}
 
 
+def test_labels_and_targets_are_divided_by_the_range_of_labels(monkeypatch):
+    run = Listening(flat_dataset(rewards=[1.0, 2.0, 4.0, 8.0, 16.0], lengths=[2, 3]), seed=0)
+    seen = []
+    original = rcsl.actor_loss
+    monkeypatch.setattr(rcsl, "actor_loss", lambda *args: seen.append(args[1]["label"]) or original(*args))
+    rcsl.train(rcsl.Config(updates=1, hidden=(8,), batch_size=200), run)
+    assert sorted(set(seen[0].tolist())) == pytest.approx([2 / 26, 3 / 26, 16 / 26, 24 / 26, 28 / 26])
+    actor = run.objects["actor"]
+    assert (actor.target.item(), actor.label_scale.item()) == (28.0, 26.0)
+    asked = []
+    monkeypatch.setattr(rcsl.Actor, "forward", lambda self, obs, wanted: asked.append(wanted.item()) or obs[:, :2])
+    run.policies[""](torch.zeros(1, 3), history_of(torch.zeros(1, 2, 3)))
+    assert asked == pytest.approx([28 / 26])
+
+
 def test_losses_in_closed_form():
     dataset = flat_dataset(n=40)
-    batch = {"obs": torch.tensor(dataset.obs), "action": torch.tensor(dataset.action)}
+    label = torch.linspace(-1, 1, 40)
+    batch = {"obs": torch.tensor(dataset.obs), "action": torch.tensor(dataset.action), "label": label}
     for output in ("tanh", "gaussian"):
-        cfg = rcsl.Config(condition="none", hidden=(8,), output=output)
-        policy = rcsl.Policy(dataset, cfg, torch.device("cpu"), torch.Generator().manual_seed(0))
+        actor = rcsl.Actor(rcsl.Config(hidden=(8,), output=output), 3, 2, generator())
         with torch.no_grad():
-            policy.log_std += 0.3
-        loss, _ = rcsl.policy_loss(policy, batch, torch.Generator())
-        mean = policy(batch["obs"], None)
+            actor.log_std += 0.3
+        loss, _ = rcsl.actor_loss(actor, batch, generator())
+        mean = actor(batch["obs"], label)
         wanted = (
             ((mean - batch["action"]) ** 2).mean()
             if output == "tanh"
-            else -torch.distributions.Normal(mean, policy.log_std.exp()).log_prob(batch["action"]).sum(-1).mean()
+            else -torch.distributions.Normal(mean, actor.log_std.exp()).log_prob(batch["action"]).sum(-1).mean()
         )
         assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
@@ -109,8 +116,7 @@ def two_behaviours(n: int = 200):
     [
         ({"target_fraction": 1.0}, 0.8),
         ({"target_fraction": 0.0}, -0.8),
-        ({"condition": "none"}, 0.1 * 0.8 - 0.9 * 0.8),  # plain BC clones the mean
-        ({"condition": "none", "top_fraction": 0.1}, 0.8),  # 10 % BC the best tenth
+        ({"target_fraction": 0.0, "top_fraction": 0.1}, 0.8),  # nothing else is left to ask for
         ({"output": "gaussian", "label": "average", "scale_label": False}, 0.8),
     ],
 )
@@ -118,12 +124,25 @@ def test_what_is_cloned(options, wanted):
     cfg = rcsl.Config(updates=1000, hidden=(32,), batch_size=64, **options)
     run = Listening(two_behaviours(), seed=0)
     rcsl.train(cfg, run)
-    history = History(0, torch.ones(1, 2, 2), torch.zeros(1, 1, 1), torch.zeros(1, 1))
     with torch.no_grad():
-        assert run.policies[""](torch.ones(1, 2), history).item() == pytest.approx(wanted, abs=0.08)
+        action = run.policies[""](torch.ones(1, 2), history_of(torch.ones(1, 2, 2)))
+    assert action.item() == pytest.approx(wanted, abs=0.08)
 
 
 def test_presets_are_configs():
     for options in rcsl.PRESETS.values():
-        rcsl.Config(**options)
-    assert rcsl.Config(**rcsl.PRESETS["bc10"]).top_fraction == 0.1
+        check(rcsl.Config(**options))
+    with pytest.raises(BadInput, match="top_fraction"):
+        check(rcsl.Config(top_fraction=0.0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"normalize_obs": True}, {"label": "average", "scale_label": False, "output": "gaussian"}],
+    ids=["sum", "average"],
+)
+def test_the_kept_policy_is_the_one_that_was_scored(tiny, run_file, tmp_path, options):
+    """Target, scale of the labels and normalisation are kept with the weights."""
+    done = run_file("rcsl", *small(tiny, target_fraction=0.7, extra_targets=0.2, **options))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert_kept_policy_repeats_the_score(only_run(tmp_path / "results"))

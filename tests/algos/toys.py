@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hoard.datasets import Dataset
+from hoard.runners.evaluate import History, act_of
 
 
 def make_dataset(obs, action, reward, terminated, lengths, high: float = 1.0, **kwargs) -> Dataset:
@@ -104,3 +105,28 @@ class FakeRun:
 
     def log(self, metrics, updates: int = 1) -> None:
         self.logged.append(metrics)
+
+
+class Listening(FakeRun):
+    """Keeps the policies it is asked to evaluate after the last update, as functions (obs, history) -> action."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.evaluation_final = True
+        self.policies: dict[str, Callable[..., torch.Tensor]] = {}
+
+    def loop(self, updates: int) -> Iterator[int]:
+        for number in super().loop(updates):
+            self.evaluation_due = number == updates
+            yield number
+
+    def evaluate(self, policy, variant: str = "") -> None:
+        self.policies[variant] = act_of(policy)[0]
+
+
+def history_of(obs, action=None, reward=None, t: int = 0) -> History:
+    """What was seen until step t, from tables (n, T+1, obs_dim), (n, T, action_dim) and (n, T)."""
+    n, steps = len(obs), len(obs[0]) - 1
+    action = torch.zeros(n, steps, 1) if action is None else action
+    reward = torch.zeros(n, steps) if reward is None else reward
+    return History(t, obs, action, reward, torch.Generator().manual_seed(0))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from hoard.runners.main import FAILED, STOPPED, BadInput
-from hoard.runners.sweep import Launcher, environment
+from hoard.records.errors import FAILED, STOPPED, BadInput
+from hoard.runners.sweep.job import Launcher
+from hoard.runners.sweep.local import environment
 
 
 def launch_ray() -> Launcher:

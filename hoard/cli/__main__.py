@@ -1,0 +1,5 @@
+"""`python -m hoard.cli`."""
+
+from hoard.cli import main
+
+main()

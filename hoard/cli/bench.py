@@ -1,0 +1,115 @@
+"""`hoard train`, `hoard bench`, `hoard report`, `hoard suites`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hoard.records.errors import BadInput
+
+
+def add_parsers(commands: Any) -> None:
+    train_ = commands.add_parser(
+        "train",
+        help="one run: hoard train ALGO [options of that file]",
+        epilog="example: hoard train iql --dataset hoard/pendulum/mixed-v0 --updates 5000; "
+        "hoard train iql --help lists its options and presets",
+        allow_abbrev=False,
+    )
+    train_.add_argument("algo", metavar="ALGO", help="name of a file in algos/, or the path of one anywhere")
+    train_.set_defaults(call=lambda args: train(args.algo, []))
+    bench = commands.add_parser(
+        "bench",
+        help="run a suite, skip what is finished, write its report",
+        epilog="example: hoard bench quick --seeds 5 --algos iql bc --set updates=2000",
+        allow_abbrev=False,
+    )
+    bench.add_argument("suite", nargs="?", default="quick", help="name of a shipped suite, or a .toml file")
+    bench.add_argument("--seeds", help="how many (5), or which (0,3,7)")
+    bench.add_argument("--algos", nargs="+", metavar="NAME", help="methods of the suite, algorithms, or paths of files")
+    bench.add_argument("--datasets", nargs="+", metavar="ID", help="instead of the suite's datasets")
+    bench.add_argument("--set", nargs="+", metavar="OPTION=VALUE", default=[], help="override options in every cell")
+    bench.add_argument("--jobs", type=int, help="runs at a time (default: CPU cores)")
+    bench.add_argument("--ray", action="store_true", help="run the cells on a Ray cluster with a shared file system")
+    bench.set_defaults(call=_bench)
+    report = commands.add_parser(
+        "report",
+        help="rebuild the report of a suite, a run or a results folder",
+        epilog="example: hoard report quick; hoard report results/runs/iql",
+        allow_abbrev=False,
+    )
+    report.add_argument("suite", nargs="?", default="quick", help="name of a suite, or a folder with results")
+    report.add_argument("--all", action="store_true", help="all cells on record, not only those last asked for")
+    report.set_defaults(call=_report)
+    for command in (bench, report):
+        command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
+    commands.add_parser("suites", help="list suites and algorithms").set_defaults(call=_suites)
+
+
+def train(algo: str, args: list[str]) -> NoReturn:
+    """Become the algorithm file's own command: signals and the terminal belong to the run. Raises BadInput."""
+    from hoard.runners.algorithms import find
+
+    os.execv(sys.executable, [sys.executable, str(find(algo)), *args])
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from hoard.runners.sweep import suite as suites
+    from hoard.runners.sweep.local import cores
+    from hoard.runners.sweep.schedule import Sweep
+
+    suite = suites.select(suites.read(args.suite), args.algos, args.datasets, args.seeds, _overrides(args.set))
+    launcher = None
+    if args.ray:
+        from hoard.runners.sweep.ray import launch_ray
+
+        launcher = launch_ray()
+    command = shlex.join(["hoard", *sys.argv[1:]])
+    sweep = Sweep(suite, args.results, cores() if args.jobs is None else args.jobs, command, launcher)
+    status = sweep.run()
+    if any(job.status == "finished" for job in sweep.work):
+        _show(args.results / suite.name)
+    return status
+
+
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--set {pair}: write OPTION=VALUE, for instance updates=5000 or hidden=64,64")
+        out[name.replace("-", "_")] = value.split(",") if "," in value else value
+    return out
+
+
+def _report(args: argparse.Namespace) -> int:
+    given = Path(args.suite)
+    named = args.results / given.name.removesuffix(".toml")
+    if named.is_dir() and not given.is_dir():
+        _show(named, args.all)
+    elif given.is_dir():
+        _show(given, args.all)
+    else:
+        raise BadInput(f"no results in {named}, nor a folder {given}; run `hoard bench {args.suite}` first")
+    return 0
+
+
+def _show(folder: Path, everything: bool = False) -> None:
+    """Write the report of a folder, or find it up to date; print its text."""
+    from hoard.analysis import report
+
+    print(report.build(folder, everything=everything).text)
+
+
+def _suites(_: argparse.Namespace) -> int:
+    from hoard.runners import algorithms
+    from hoard.runners.sweep import suite as suites
+
+    for name in suites.available():
+        print(f"{name:16} {suites.read(name).description}")
+    print(f"\nalgorithms: {', '.join(algorithms.available())}")
+    return 0

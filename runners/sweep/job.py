@@ -1,0 +1,69 @@
+"""A cell of a sweep and what became of it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from hoard.runners.sweep.suite import Cell
+
+
+class Process(Protocol):
+    """A started cell, here or elsewhere."""
+
+    def poll(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+Launcher = Callable[[list[str], Path], Process]
+
+
+@dataclass
+class Job:
+    """`status`: pending, running, finished, failed, interrupted.
+
+    `failure` says of what kind a failure is: `diverged` (a loss was not finite), `killed` (by a signal), `refused` (the
+    data or the file cannot be used) or `error`.
+    """
+
+    cell: Cell
+    algo_file: Path
+    log: Path
+    run: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    data_hash: str | None = None
+    status: str = "pending"
+    failure: str | None = None
+    error: str | None = None
+    process: Process | None = None
+    started: float = 0.0  # time.time() of its launch
+    log_start: int = 0  # where this launch's output begins in the log
+    provenance: dict[str, Any] | None = None  # of the finished run, read once
+
+    def fail(self, failure: str, error: str) -> None:
+        self.status, self.failure, self.error = "failed", failure, error
+
+    def log_text(self) -> str:
+        """What this launch of the cell printed."""
+        if not self.log.exists():
+            return ""
+        with open(self.log, "rb") as file:
+            file.seek(self.log_start)
+            return file.read().decode(errors="replace")
+
+
+def how_it_ended(code: int) -> tuple[str, str]:
+    """Kind of failure and words for an exit status that is no success."""
+    if code >= 0:
+        return "error", f"exit status {code}"
+    name = signal.Signals(-code).name
+    memory = "; perhaps by the kernel, for lack of memory" if -code == signal.SIGKILL else ""
+    return "killed", f"killed by {name}{memory}"
+
+
+def tail(text: str, lines: int = 15) -> str:
+    return "\n".join(text.rstrip().splitlines()[-lines:])

@@ -1,0 +1,105 @@
+"""cells.json: what was asked of a suite and what became of it; whole at any moment, read by `hoard.analysis`.
+
+Cells that earlier calls asked for and the last one did not are kept, marked `"selected": false`.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hoard.records.errors import BadInput
+from hoard.records.files import read_json, write_json
+from hoard.records.folder import PROVENANCE, status_of
+from hoard.records.schema import CELL_KEY, SCHEMA_VERSION
+from hoard.runners import provenance
+from hoard.runners.sweep.job import Job
+from hoard.runners.sweep.suite import Suite
+
+FILE = "cells.json"
+
+
+class Record:
+    """Raises BadInput if the folder holds the results of another suite of the same name."""
+
+    def __init__(self, folder: Path, results: Path, suite: Suite, command: str) -> None:
+        self.file, self.results, self.suite, self.command = folder / FILE, results, suite, command
+        self.made_by = {"revision": provenance.code_revision(), "versions": provenance.library_versions()}
+        self._earlier: list[dict[str, Any]] = []
+        if self.file.is_file():
+            before = read_json(self.file)
+            if before.get("source", suite.source) != suite.source:
+                raise BadInput(
+                    f"{folder} holds the results of another suite called '{suite.name}' "
+                    f"({before['source'] or 'the one that ships with hoard'}); rename one, or choose other --results"
+                )
+            self._earlier = before["cells"]
+
+    def write(self, work: list[Job]) -> None:
+        cells = [self._cell(job) for job in work]
+        present = {tuple(cell[name] for name in CELL_KEY) for cell in cells}
+        kept = [cell for cell in self._earlier if tuple(cell[name] for name in CELL_KEY) not in present]
+        write_json(
+            self.file,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "suite": self.suite.name,
+                "source": self.suite.source,
+                "description": self.suite.description,
+                "metric": self.suite.metric,
+                "command": self.command,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "provenance": self.provenance(work),
+                "cells": cells + [cell | {"selected": False} for cell in kept],
+            },
+        )
+
+    def _cell(self, job: Job) -> dict[str, Any]:
+        status = status_of(self.results / job.run) if job.run else {}
+        wall, update = status.get("wall_time"), status.get("update")
+        return {
+            "method": job.cell.method,
+            "algo": job.algo_file.stem,
+            "dataset": job.cell.dataset,
+            "seed": job.cell.seed,
+            "run": job.run,
+            "selected": True,
+            "status": job.status,
+            "failure": job.failure,
+            "error": job.error,
+            "overrides": job.overrides,
+            "wall_time": wall,
+            "updates_per_second": round(update / wall, 2) if wall and update else None,
+            "data_hash": job.data_hash,
+        }
+
+    def provenance(self, work: list[Job]) -> dict[str, Any]:
+        """Of the runs, not of this call: every code revision and library version that made a finished cell."""
+        made = []
+        for job in work:
+            if job.status == "finished":
+                job.provenance = job.provenance or read_json(self.results / str(job.run) / PROVENANCE)
+                made.append(job.provenance)
+        revisions = [revision for one in made for revision in one["revisions"]] or [self.made_by["revision"]]
+        versions = [one["versions"] for one in made] or [self.made_by["versions"]]
+        names = dict.fromkeys(name for one in versions for name in one)
+        return {
+            "revision": ", ".join(dict.fromkeys(revisions)),
+            "versions": {name: ", ".join(dict.fromkeys(one.get(name, "absent") for one in versions)) for name in names},
+            "machine": ", ".join(dict.fromkeys(one["device"] for one in made)) or provenance.machine(),
+            "cpu_count": os.cpu_count(),
+        }
+
+    def other_code(self, work: list[Job]) -> str | None:
+        """A note if finished cells were made by another revision or other libraries: their address covers neither."""
+        found, now = self.provenance(work), self.made_by
+        others = [name for name in ("revision", "versions") if found[name] != now[name]]
+        if not others or not any(job.status == "finished" for job in work):
+            return None
+        return (
+            f"note: some finished cells were made by another {' and other '.join(others)} of the code "
+            f"({found['revision'] if 'revision' in others else 'see provenance.json'}); "
+            f"delete their folders in {self.results / 'runs'} to run them again"
+        )

@@ -1,0 +1,280 @@
+"""A suite: which methods meet which datasets, with how many seeds and what settings. A small TOML file.
+
+    description = "what it shows"
+    metric = "score"                       # or "return", "success": what tables and figures compare
+    seeds = 3
+    datasets = ["hoard/pendulum/mixed-v0"]
+    [options]                              # for every cell; names are options of the algorithm files
+    updates = 10_000
+    [dataset."hoard/pendulum/mixed-v0"]    # for every method on that dataset
+    [method.bc10]                          # a row of the tables
+    algo = "bc"                            # file in algos/ (default: the method's name), or the path of a .py
+    options = { preset = "bc10" }          # for this method
+    datasets = ["hoard/..."]               # only on these of the suite's (default: all)
+    seeds = 2                              # only the first so many of its seeds (default: all)
+    [method.bc10.dataset."hoard/..."]      # for this method on that dataset
+
+Later sections win. Datasets and seeds chosen on the command line are met by every method. The path of an algorithm
+file is relative to the suite's own. A suite is read and checked without importing any algorithm; whether a file has an
+option is asked of it when the sweep plans its cells, before anything is made or fetched.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hoard import datasets
+from hoard.records.errors import BadInput
+from hoard.records.names import check_name
+from hoard.records.suggest import nearest
+from hoard.runners import algorithms
+
+FOLDER = Path(__file__).resolve().parents[1] / "suites"
+
+# What a cell has of its own, and the runner's own options: none of them is an option of a suite.
+RESERVED = ("seed", "dataset", "results", "planned", "keep_checkpoint", "tensorboard", "wandb")
+
+
+class SuiteError(BadInput):
+    """A suite file, or a choice from it, that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named way to run an algorithm file."""
+
+    name: str
+    algo: str  # name of a file in algos/, or the absolute path of one
+    options: dict[str, Any] = field(default_factory=dict)
+    by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
+    datasets: tuple[str, ...] | None = None  # those it is limited to
+    seeds: int | None = None  # how many it is limited to
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to be made."""
+
+    method: str
+    algo: str
+    dataset: str
+    seed: int
+    options: dict[str, Any]
+
+    @property
+    def args(self) -> list[str]:
+        """The command line of the algorithm file."""
+        out = ["--dataset", self.dataset, "--seed", str(self.seed)]
+        for name, value in self.options.items():
+            values = value if isinstance(value, list) else [value]
+            out += [f"--{name.replace('_', '-')}", *map(str, values)]
+        return out
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} · {self.dataset} · seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What was asked for. `source` tells suites of one name apart: the suite's file, or "" for one that ships."""
+
+    name: str
+    source: str
+    description: str
+    metric: str
+    seeds: tuple[int, ...]
+    datasets: tuple[str, ...]
+    methods: tuple[Method, ...]
+    options: dict[str, Any]
+    by_dataset: dict[str, dict[str, Any]]
+
+    def cells(self) -> list[Cell]:
+        """Every run, seed by seed: a sweep stopped half-way has seen every method."""
+        return [
+            Cell(
+                m.name,
+                m.algo,
+                d,
+                seed,
+                self.options | self.by_dataset.get(d, {}) | m.options | m.by_dataset.get(d, {}),
+            )
+            for number, seed in enumerate(self.seeds)
+            for d in self.datasets
+            for m in self.methods
+            if (m.datasets is None or d in m.datasets) and (m.seeds is None or number < m.seeds)
+        ]
+
+
+def available() -> list[str]:
+    """Names of the suites that ship with hoard."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read(name: str) -> Suite:
+    """Read a shipped suite by name or any by path. Raises SuiteError for what is wrong in it, naming file and key."""
+    shipped = not name.endswith(".toml")
+    path = FOLDER / f"{name}.toml" if shipped else Path(name)
+    try:
+        if shipped:
+            check_name("suite", name)
+        raw = tomllib.loads(path.read_text())
+    except (FileNotFoundError, BadInput):
+        raise SuiteError(f"no suite '{name}'; there are: {', '.join(available())}; or give a .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: {error}") from error
+    _known(path, "the suite", raw, "description", "metric", "seeds", "datasets", "options", "dataset", "method")
+    for key, kind in (("description", str), ("seeds", int), ("datasets", list), ("method", dict)):
+        if not isinstance(raw.get(key), kind):
+            raise SuiteError(f"{path}: '{key}' is needed and must be a {kind.__name__}")
+    if raw.get("metric", "score") not in ("score", "return", "success"):
+        raise SuiteError(f"{path}: metric must be 'score', 'return' or 'success'")
+    _no_repeats(path, "datasets", raw["datasets"])
+    _check_options(path, "options", raw.get("options", {}))
+    _check_by_dataset(path, "dataset", raw.get("dataset", {}), raw["datasets"])
+    return Suite(
+        name=check_name("suite", path.stem),
+        source="" if shipped else str(path.resolve()),
+        description=raw["description"],
+        metric=raw.get("metric", "score"),
+        seeds=parse_seeds(raw["seeds"]),
+        datasets=tuple(raw["datasets"]),
+        methods=tuple(_method(path, key, section, raw["datasets"]) for key, section in raw["method"].items()),
+        options=raw.get("options", {}),
+        by_dataset=raw.get("dataset", {}),
+    )
+
+
+def _method(path: Path, key: str, section: Any, known: list[str]) -> Method:
+    where = f"method.{key}"
+    try:
+        check_name("method", key)
+    except BadInput as error:
+        raise SuiteError(f"{path}: {error}") from error
+    if not isinstance(section, dict):
+        raise SuiteError(f"{path}: {where} must be a table")
+    _known(path, where, section, "algo", "options", "dataset", "datasets", "seeds")
+    own, count = section.get("datasets"), section.get("seeds")
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise SuiteError(f"{path}: {where}: seeds must be a count like 2, not {count!r}")
+    _no_repeats(path, f"{where}.datasets", own or [])
+    for dataset in own or []:
+        if dataset not in known:
+            near = nearest(dataset, known)
+            raise SuiteError(f"{path}: method '{key}': '{dataset}' is not a dataset of the suite; nearest: {near}")
+    _check_options(path, f"{where}.options", section.get("options", {}))
+    _check_by_dataset(path, f"{where}.dataset", section.get("dataset", {}), known)
+    algo = section.get("algo", key)
+    if str(algo).endswith(".py"):
+        algo = str(algorithms.find(path.resolve().parent / algo))
+    return Method(
+        key,
+        algo,
+        section.get("options", {}),
+        section.get("dataset", {}),
+        None if own is None else tuple(own),
+        count,
+    )
+
+
+def _known(path: Path, where: str, section: dict[str, Any], *keys: str) -> None:
+    for key in section:
+        if key not in keys:
+            raise SuiteError(f"{path}: {where}: unknown key '{key}'; nearest: {nearest(key, keys)}")
+
+
+def _no_repeats(path: Path, where: str, values: list[str]) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise SuiteError(f"{path}: {where}: {value!r} is no dataset id")
+        if values.count(value) > 1:
+            raise SuiteError(f"{path}: {where}: '{value}' stands there twice")
+
+
+def _check_by_dataset(path: Path, where: str, sections: dict[str, Any], known: list[str]) -> None:
+    for dataset, options in sections.items():
+        if dataset not in known:
+            raise SuiteError(
+                f"{path}: {where}: '{dataset}' is not a dataset of the suite; nearest: {nearest(dataset, known)}"
+            )
+        _check_options(path, f'{where}."{dataset}"', options)
+
+
+def _check_options(path: Path | str, where: str, options: Any) -> None:
+    if not isinstance(options, dict):
+        raise SuiteError(f"{path}: {where} must be a table of options")
+    for name in options:
+        if name.replace("-", "_") in RESERVED:
+            raise SuiteError(
+                f"{path}: {where}: '{name}' is not an option of a suite: every cell has its own; "
+                "choose seeds and datasets with --seeds and --datasets, or in the suite"
+            )
+
+
+def parse_seeds(text: str | int) -> tuple[int, ...]:
+    """`5` means seeds 0..4; `3,4,9` means those, `7,` that one. Raises SuiteError otherwise."""
+    try:
+        if isinstance(text, str) and "," in text:
+            seeds = tuple(int(part) for part in text.removesuffix(",").split(","))
+        else:
+            seeds = tuple(range(int(text)))
+    except ValueError:
+        seeds = ()
+    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise SuiteError(f"seeds '{text}': give a count like 5 or a list of different numbers like 0,1,2 (one: 7,)")
+    return seeds
+
+
+def select(
+    suite: Suite,
+    algos: list[str] | None = None,
+    chosen: list[str] | None = None,
+    seeds: str | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Suite:
+    """The part of a suite that was asked for.
+
+    A name in `algos` is a method of the suite, or an algorithm (all its methods), or another algorithm file: by name if
+    it is in algos/, else by path. Such a file, if it is called after an algorithm of the suite (`my_iql`, `iql_wide`),
+    takes over that algorithm's settings in the suite: a fork is compared under the same protocol. Raises SuiteError for
+    names that are none of these, for options that are no suite's, and for unknown datasets.
+    """
+    _check_options("command line", "--set", overrides or {})
+    methods = list(suite.methods)
+    if algos:
+        methods = []
+        for name in algos:
+            found = [m for m in suite.methods if m.name == name] or [m for m in suite.methods if m.algo == name]
+            methods += [m for m in found or [_fork(suite, name)] if m not in methods]
+    if overrides:  # from the command line: they win over every section
+        methods = [
+            replace(m, options=m.options | overrides, by_dataset={d: o | overrides for d, o in m.by_dataset.items()})
+            for m in methods
+        ]
+    if chosen:
+        for dataset_id in chosen:
+            datasets.check_id(dataset_id)
+        methods = [replace(m, datasets=None) for m in methods]
+    if seeds:
+        methods = [replace(m, seeds=None) for m in methods]
+    for method in methods:
+        if sum(other.name == method.name for other in methods) > 1:
+            raise SuiteError(f"two methods are called '{method.name}': rename one of the files")
+    return replace(
+        suite,
+        methods=tuple(methods),
+        datasets=tuple(dict.fromkeys(chosen)) if chosen else suite.datasets,
+        seeds=parse_seeds(seeds) if seeds else suite.seeds,
+    )
+
+
+def _fork(suite: Suite, given: str) -> Method:
+    file = algorithms.find(given)
+    name = file.stem
+    algo = name if file.parent == algorithms.FOLDER else str(file)
+    kin = [m for m in suite.methods if name.startswith(f"{m.algo}_") or name.endswith(f"_{m.algo}")]
+    # Of several methods on the same file the first listed is its plain form.
+    return replace(kin[0], name=name, algo=algo) if kin else Method(name, algo)
