@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -22,6 +23,7 @@ EPOCH = 1
 NEUTRAL = ("log_every", "checkpoint_every")
 
 
+@cache  # asked for every cell of a sweep
 def moving_versions() -> dict[str, str]:
     """Of the libraries whose upgrades move numbers, as much of the version as does it."""
     parts = {"mujoco": 2, "gymnasium": 1, "torch": 1}

@@ -40,6 +40,17 @@ def find(name: str | Path) -> Path:
     return FOLDER / f"{text}.py"
 
 
+def preset_names(path: Path) -> list[str]:
+    """Names of the presets that an algorithm file writes down as one dictionary, read without importing it."""
+    for node in ast.parse(path.read_text()).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Dict):
+            continue
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        if isinstance(target, ast.Name) and target.id == "PRESETS":
+            return [str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)]
+    return []
+
+
 def import_file(path: Path, algo: str | None = None) -> Any:
     """Import an algorithm file by path; `algo` names it where its file name does not.
 

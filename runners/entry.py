@@ -115,7 +115,9 @@ def execute(parsed: Parsed, train: Train, algo_file: Path, source: str) -> Path:
 
     with run:
         # Only the main thread may handle signals; elsewhere (a notebook's worker, say) they stay as they are.
-        handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        handled = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
+        if handled and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored: nohup wants the run to go on
+            handled.append(signal.SIGHUP)
         previous = {number: signal.signal(number, stop) for number in handled}
         try:
             print(f"{algo_file.stem} on {cfg.dataset}, seed {cfg.seed} -> {folder}", flush=True)

@@ -9,17 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hoard.records.errors import BadInput
+from hoard.records.errors import FAILED, OK, BadInput
 
 
 def add_parsers(commands: Any) -> None:
-    train_ = commands.add_parser(
-        "train",
-        help="one run: hoard train ALGO [options of that file]",
-        epilog="example: hoard train iql --dataset hoard/pendulum/mixed-v0 --updates 5000; "
-        "hoard train iql --help lists its options and presets",
-        allow_abbrev=False,
-    )
+    train_ = commands.add_parser("train", help="one run: hoard train ALGO [options of that file]", add_help=False)
+    train_.add_argument("-h", "--help", action=_TrainHelp, nargs=0, help="show this help message and exit")
     train_.add_argument("algo", metavar="ALGO", help="name of a file in algos/, or the path of one anywhere")
     train_.set_defaults(call=lambda args: train(args.algo, []))
     bench = commands.add_parser(
@@ -50,6 +45,22 @@ def add_parsers(commands: Any) -> None:
     commands.add_parser("suites", help="list suites and algorithms").set_defaults(call=_suites)
 
 
+class _TrainHelp(argparse.Action):
+    """The help of `hoard train`, with the algorithms and their presets, which no other command needs to read."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from hoard.runners.algorithms import FOLDER, available, preset_names
+
+        print(parser.format_help())
+        print("algorithms and their presets:")
+        for name in available():
+            print(f"  {name:22}{', '.join(preset_names(FOLDER / f'{name}.py'))}".rstrip())
+        print("\nexamples:\n  hoard train iql --help                                          its options")
+        print("  hoard train iql --dataset hoard/pendulum/mixed-v0 --updates 5000")
+        print("  hoard train path/to/my_iql.py --dataset hoard/pendulum/mixed-v0")
+        parser.exit()
+
+
 def train(algo: str, args: list[str]) -> NoReturn:
     """Become the algorithm file's own command: signals and the terminal belong to the run. Raises BadInput."""
     from hoard.runners.algorithms import find
@@ -72,7 +83,7 @@ def _bench(args: argparse.Namespace) -> int:
     sweep = Sweep(suite, args.results, cores() if args.jobs is None else args.jobs, command, launcher)
     status = sweep.run()
     if any(job.status == "finished" for job in sweep.work):
-        _show(args.results / suite.name)
+        status = _show(args.results / suite.name) or status
     return status
 
 
@@ -89,20 +100,25 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
 def _report(args: argparse.Namespace) -> int:
     given = Path(args.suite)
     named = args.results / given.name.removesuffix(".toml")
-    if named.is_dir() and not given.is_dir():
-        _show(named, args.all)
-    elif given.is_dir():
-        _show(given, args.all)
-    else:
-        raise BadInput(f"no results in {named}, nor a folder {given}; run `hoard bench {args.suite}` first")
-    return 0
+    if given.is_dir():
+        return _show(given, args.all)
+    if named.is_dir():
+        return _show(named, args.all)
+    raise BadInput(f"no results in {named}, nor a folder {given}; run `hoard bench {args.suite}` first")
 
 
-def _show(folder: Path, everything: bool = False) -> None:
+def _show(folder: Path, everything: bool = False) -> int:
     """Write the report of a folder, or find it up to date; print its text."""
     from hoard.analysis import report
 
-    print(report.build(folder, everything=everything).text)
+    try:
+        print(report.build(folder, everything=everything).text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk
+        print(f"error: the report of {folder} cannot be written: {error}", file=sys.stderr)
+        return FAILED
+    return OK
 
 
 def _suites(_: argparse.Namespace) -> int:

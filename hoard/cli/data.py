@@ -9,23 +9,47 @@ from typing import Any
 
 from hoard.records.errors import BadInput
 
+_EXAMPLES = [
+    "hoard data list",
+    "hoard data info hoard/pendulum/mixed-v0",
+    "hoard data check d4rl:hopper-medium-v2",
+]
 
-def add_parsers(commands: Any) -> None:
-    data = commands.add_parser(
-        "data",
-        help="list, make, describe or check datasets",
-        epilog="examples: hoard data list; hoard data info hoard/pendulum/mixed-v0; hoard data check d4rl:FILE.hdf5",
+
+def _parser(commands: Any, name: str, text: str, examples: list[str]) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog="\n  ".join(["examples:" if len(examples) > 1 else "example:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def add_parsers(commands: Any) -> None:
+    data = _parser(commands, "data", "list, make, describe or check datasets", _EXAMPLES)
     actions = data.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="ids that can be had, and which are on this disk", allow_abbrev=False)
+    listing = _parser(actions, "list", "ids that can be had, and which are on this disk", ["hoard data list"])
     ids = {
-        name: actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        for name, text in (
-            ("make", "generate or fetch"),
-            ("info", "data card: sizes, returns, quality, coverage, spaces, references, hash"),
-            ("check", "validate from the files to a replay in the environment; exit status 1 if anything failed"),
-            ("versions", "replay MuJoCo steps in other versions of their environment (Hopper-v4: random steps of it)"),
+        name: _parser(actions, name, text, [example])
+        for name, text, example in (
+            ("make", "generate or fetch", "hoard data make hoard/pendulum/mixed-v0 D4RL/door/human-v2"),
+            (
+                "info",
+                "data card: sizes, returns, quality, coverage, spaces, references, hash",
+                "hoard data info hoard/pendulum/mixed-v0 --figure card.png",
+            ),
+            (
+                "check",
+                "validate from the files to a replay in the environment; exit status 1 if anything failed",
+                "hoard data check d4rl:my_recording.hdf5 --sample 1000",
+            ),
+            (
+                "versions",
+                "replay MuJoCo steps in other versions of their environment (Hopper-v4: random steps of it)",
+                "hoard data versions D4RL/hopper/medium-v2 Hopper-v4",
+            ),
         )
     }
     for command in ids.values():

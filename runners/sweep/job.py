@@ -41,6 +41,7 @@ class Job:
     error: str | None = None
     process: Process | None = None
     started: float = 0.0  # time.time() of its launch
+    oom_kills: int | None = None  # the kernel's count then
     log_start: int = 0  # where this launch's output begins in the log
     provenance: dict[str, Any] | None = None  # of the finished run, read once
 
@@ -56,13 +57,18 @@ class Job:
             return file.read().decode(errors="replace")
 
 
-def how_it_ended(code: int) -> tuple[str, str]:
-    """Kind of failure and words for an exit status that is no success."""
+def how_it_ended(code: int, oom_before: int | None = None, oom_after: int | None = None) -> tuple[str, str]:
+    """Kind of failure and words for an exit status that is no success.
+
+    `oom_before`, `oom_after` are how many processes the kernel had ended for lack of memory, where that is known.
+    """
     if code >= 0:
         return "error", f"exit status {code}"
-    name = signal.Signals(-code).name
-    memory = "; perhaps by the kernel, for lack of memory" if -code == signal.SIGKILL else ""
-    return "killed", f"killed by {name}{memory}"
+    how = f"killed by {signal.Signals(-code).name}"
+    if -code == signal.SIGKILL:
+        more = oom_before is not None and oom_after is not None and oom_after > oom_before
+        how += "; the kernel was out of memory" if more else "; perhaps by the kernel, for lack of memory"
+    return "killed", how
 
 
 def tail(text: str, lines: int = 15) -> str:

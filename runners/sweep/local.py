@@ -14,6 +14,16 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def oom_kills() -> int | None:
+    """How many processes the kernel has ended for lack of memory since it started; None where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    counts = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
+    return counts[0] if counts else None
+
+
 def environment() -> dict[str, str]:
     """The environment of a cell."""
     # glibc gives big blocks back to the kernel after every update unless told otherwise; the page faults cost about a

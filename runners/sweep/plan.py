@@ -1,96 +1,125 @@
-"""Ask an algorithm file where its runs would live, without starting any: the sweep's only question to it.
+"""Ask algorithm files what they make of a cell's options, without starting any run.
 
-`python -m hoard.runners.sweep.plan FILE` reads lines of [{"args": [...], "data_hash": "..."}] and answers each with a
-line of, for each cell, {"run": folder, "overrides": {...}} or {"error": text}. A process of its own: a file that cannot
-be imported, or that crashes the interpreter, costs its own cells only, and the sweep itself needs no torch.
+`python -m hoard.runners.sweep.plan` reads lines of {"file": path, "cells": [{"args": [...], "options": [...]}]} and
+answers each with a line: for each cell {"config": {...}, "overrides": {...}} or {"error": text}, or, for a file that
+cannot be used at all, {"unusable": text}. This happens in a process of its own, so that the sweep needs no torch and a
+file that crashes the interpreter costs its own cells only. The sweep asks once for all seeds of a method on a dataset:
+its command line is the same but for the seed, which it puts into the answer itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
 from hoard.records.errors import BadInput
+from hoard.records.suggest import nearest
 from hoard.runners import algorithms
 
 
-def answer(algo_file: Path, meaning: str, module: Any, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the file says to each cell."""
-    from hoard.runners.address import address
+class Unusable(Exception):
+    """An algorithm file that cannot be imported, or that ended the process it was asked in."""
+
+
+def answer(module: Any, name: str, args: list[str], options: list[str]) -> dict[str, Any]:
+    """What an algorithm file called `name` makes of a cell's command line, `options` being those the suite gives."""
     from hoard.runners.options import parse
 
-    out: list[dict[str, Any]] = []
-    for cell in cells:
-        complaint = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
-                parsed = parse(module.Config, getattr(module, "PRESETS", {}), cell["args"], algo_file.name)
-        except BadInput as error:
-            out.append({"error": str(error)})
-        except SystemExit:
-            out.append({"error": complaint.getvalue().strip()})
-        else:
-            place = address(algo_file.stem, meaning, parsed.config, cell["data_hash"])
-            out.append({"run": place, "overrides": parsed.overrides})
-    return out
+    fields = [*(field.name for field in dataclasses.fields(module.Config)), "preset"]
+    known = [field.replace("_", "-") for field in fields]
+    for option in (given.replace("_", "-") for given in options):
+        if option not in known:
+            return {"error": f"{name} has no option --{option}; nearest: {nearest(option, known, '--')}"}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
+            parsed = parse(module.Config, getattr(module, "PRESETS", {}), args, name)
+    except BadInput as error:
+        return {"error": str(error)}
+    except SystemExit:
+        return {"error": gist(complaint.getvalue())}
+    given = ["--dataset", parsed.cfg.dataset, "--seed", str(parsed.cfg.seed)]
+    if args[: len(given)] != given:
+        return {"error": f"its options change the cell's own dataset or seed: {' '.join(args)}"}
+    return {"config": parsed.config, "overrides": parsed.overrides}
+
+
+def gist(complaint: str) -> str:
+    """What tyro says is wrong, in one line: without its frame, its title and what it adds about the help."""
+    lines = [line.strip(" │╭╮╰╯─") for line in complaint.splitlines()]
+    words = [line for line in lines if line.strip("-")][1:]
+    ends = [k for k, line in enumerate(words) if line.startswith(("Argument helptext", "For full helptext"))]
+    return " ".join(words[: ends[0]] if ends else words) or complaint.strip()
 
 
 class Planner:
-    """The process that answers for one algorithm file."""
+    """The process that answers. If a file ends it, it is started anew for the next one."""
 
-    def __init__(self, algo_file: Path, env: dict[str, str]) -> None:
-        command = [sys.executable, "-m", "hoard.runners.sweep.plan", str(algo_file)]
+    def __init__(self, env: dict[str, str]) -> None:
+        self._env = env
+        self._start()
+
+    def _start(self) -> None:
         pipe = subprocess.PIPE
         self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115  a file, which never fills up as a pipe does
         self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=self._complaints, text=True, env=env, bufsize=1
-        )
+            [sys.executable, "-m", "hoard.runners.sweep.plan"],
+            stdin=pipe, stdout=pipe, stderr=self._complaints, text=True, env=self._env, bufsize=1,
+        )  # fmt: skip
 
-    def ask(self, cells: list[dict[str, Any]]) -> None:
-        """Send a question; `answers` waits for what comes back."""
+    def ask(self, algo_file: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """An answer for each cell. Raises Unusable, with what the file printed."""
+        if self._process.poll() is not None:
+            self.close()
+            self._start()
         assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):  # it ended early; `answers` says why
-            self._process.stdin.write(json.dumps(cells) + "\n")
-            self._process.stdin.flush()
-
-    def answers(self) -> list[dict[str, Any]] | None:
-        """The answers to the last question; None if the process failed, see `complaint`."""
         assert self._process.stdout
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self._process.stdin.write(json.dumps({"file": str(algo_file), "cells": cells}) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
-        return json.loads(line) if line else None
-
-    def complaint(self) -> str:
-        """What the process said when it failed."""
-        self._process.wait()
-        self._complaints.seek(0)
-        return self._complaints.read()
+        if not line:
+            code = self._process.wait()
+            self._complaints.seek(0)
+            raise Unusable(f"{self._complaints.read()}\nthe process that imported it ended with status {code}".strip())
+        told = json.loads(line)
+        if isinstance(told, dict):
+            raise Unusable(told["unusable"])
+        return told
 
     def close(self) -> None:
+        self._process.kill()  # nothing is lost with it
+        self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
-        self._process.wait()
         self._complaints.close()
 
 
 def main() -> None:
-    algo_file = Path(sys.argv[1]).resolve()
     answers_to = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # whatever the file prints is no answer
-        meaning = algorithms.meaning_hash(algo_file.read_text())
-        try:
-            module = algorithms.import_file(algo_file)
-        except BadInput as error:
-            sys.exit(f"error: {error}")
+    with contextlib.redirect_stdout(sys.stderr):  # whatever a file prints is no answer
         for line in sys.stdin:
-            print(json.dumps(answer(algo_file, meaning, module, json.loads(line))), file=answers_to, flush=True)
+            question = json.loads(line)
+            file = Path(question["file"])
+            told: Any
+            try:
+                module = algorithms.import_file(file)
+                told = [answer(module, file.name, cell["args"], cell["options"]) for cell in question["cells"]]
+            except BadInput as error:
+                told = {"unusable": str(error)}
+            except (Exception, SystemExit):
+                told = {"unusable": traceback.format_exc()}
+            print(json.dumps(told), file=answers_to, flush=True)
 
 
 if __name__ == "__main__":

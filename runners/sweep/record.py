@@ -27,26 +27,40 @@ class Record:
     def __init__(self, folder: Path, results: Path, suite: Suite, command: str) -> None:
         self.file, self.results, self.suite, self.command = folder / FILE, results, suite, command
         self.made_by = {"revision": provenance.code_revision(), "versions": provenance.library_versions()}
-        self._earlier: list[dict[str, Any]] = []
+        # Relative to the results, so that a project may move as a whole and its results be shown to others.
+        self.source = os.path.relpath(suite.source, folder) if suite.source else ""
+        self._earlier: dict[tuple[Any, ...], dict[str, Any]] = {}
         if self.file.is_file():
-            before = read_json(self.file)
-            if before.get("source", suite.source) != suite.source:
+            try:
+                before = read_json(self.file)
+                source = before.get("source", self.source)
+                self._earlier = {self._key(cell): cell for cell in before["cells"]}
+            except (ValueError, AttributeError, KeyError, TypeError) as error:
+                raise BadInput(
+                    f"{self.file} is damaged ({error}); move it away: finished runs are found without it"
+                ) from error
+            # A file that is no longer there was this one, before it moved.
+            if source != self.source and (not source or (folder / source).exists()):
                 raise BadInput(
                     f"{folder} holds the results of another suite called '{suite.name}' "
-                    f"({before['source'] or 'the one that ships with hoard'}); rename one, or choose other --results"
+                    f"({os.path.normpath(folder / source) if source else 'the one that ships with hoard'}); "
+                    "rename one, or choose other --results"
                 )
-            self._earlier = before["cells"]
+
+    @staticmethod
+    def _key(cell: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(cell[name] for name in CELL_KEY)
 
     def write(self, work: list[Job]) -> None:
         cells = [self._cell(job) for job in work]
-        present = {tuple(cell[name] for name in CELL_KEY) for cell in cells}
-        kept = [cell for cell in self._earlier if tuple(cell[name] for name in CELL_KEY) not in present]
+        present = {self._key(cell) for cell in cells}
+        kept = [cell for key, cell in self._earlier.items() if key not in present]
         write_json(
             self.file,
             {
                 "schema_version": SCHEMA_VERSION,
                 "suite": self.suite.name,
-                "source": self.suite.source,
+                "source": self.source,
                 "description": self.suite.description,
                 "metric": self.suite.metric,
                 "command": self.command,

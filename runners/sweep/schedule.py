@@ -28,11 +28,12 @@ from hoard.records.folder import STATUS, status_of
 from hoard.records.locks import is_locked, lock_folder
 from hoard.records.names import dataset_slug
 from hoard.runners import algorithms
+from hoard.runners.address import address
 from hoard.runners.progress import generation_bar
 from hoard.runners.sweep import view
 from hoard.runners.sweep.job import Job, Launcher, how_it_ended, tail
-from hoard.runners.sweep.local import LocalProcess, environment
-from hoard.runners.sweep.plan import Planner
+from hoard.runners.sweep.local import LocalProcess, environment, oom_kills
+from hoard.runners.sweep.plan import Planner, Unusable
 from hoard.runners.sweep.record import Record
 from hoard.runners.sweep.suite import Cell, Suite
 
@@ -71,24 +72,52 @@ class Sweep:
         Raises BadInput, before anything is made or fetched, if an algorithm file does not take a cell's options, and
         if two cells would be one run.
         """
-        planners = {file: Planner(file, environment()) for file in dict.fromkeys(job.algo_file for job in self.work)}
-        try:
-            # The options of a method on a dataset are the same for all its seeds.
-            self._ask(planners, list({(job.cell.method, job.cell.dataset): job for job in self.work}.values()))
-            self._get_data()
-            for job, answer in self._ask(planners, self.work):
-                job.run, job.overrides = answer["run"], answer["overrides"]
-        finally:
-            for planner in planners.values():
-                planner.close()
+        configs = self._ask_the_files()
+        self._get_data()
+        pending = [job for job in self.work if job.status == "pending"]
+        meanings = {file: algorithms.meaning_hash(file.read_text()) for file in {job.algo_file for job in pending}}
         seen: dict[str, Job] = {}
-        for job in self.work:
-            if job.run is None:
-                continue
+        for job in pending:
+            assert job.data_hash
+            config = configs[job.cell.method, job.cell.dataset] | {"seed": job.cell.seed}
+            job.run = address(job.algo_file.stem, meanings[job.algo_file], config, job.data_hash)
             if (other := seen.setdefault(job.run, job)) is not job:
                 raise BadInput(f"{job.cell.label} and {other.cell.label} are the same run: no option tells them apart")
             if status_of(self.results / job.run)["status"] == "finished":
                 job.status = "finished"
+
+    def _ask_the_files(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """The resolved options of each method on each dataset, as its algorithm file understands them.
+
+        Raises BadInput, naming suite, method and option, for what is refused. A file that cannot be imported fails all
+        its cells.
+        """
+        configs: dict[tuple[str, str], dict[str, Any]] = {}
+        refused: dict[str, str] = {}
+        planner = Planner(environment())
+        try:
+            for file in dict.fromkeys(job.algo_file for job in self.work):
+                jobs = [job for job in self.work if job.algo_file == file]
+                firsts = {(job.cell.method, job.cell.dataset): job.cell for job in reversed(jobs)}
+                questions = [{"args": cell.args, "options": list(cell.options)} for cell in firsts.values()]
+                try:
+                    answers = dict(zip(firsts, planner.ask(file, questions)))
+                except Unusable as error:
+                    for job in jobs:
+                        job.fail("refused", f"{file.name} cannot be used:\n{tail(str(error))}")
+                    continue
+                for (method, dataset_id), answer in answers.items():
+                    if "error" in answer:
+                        refused[method] = f"method {method} ({file.name}): {answer['error']}"
+                    else:
+                        configs[method, dataset_id] = answer["config"]
+                for job in jobs:
+                    job.overrides = answers[job.cell.method, job.cell.dataset].get("overrides", {})
+        finally:
+            planner.close()
+        if refused:
+            raise BadInput("\n".join([self.suite.source or f"suite {self.suite.name}", *refused.values()]))
+        return configs
 
     def _get_data(self) -> None:
         for dataset_id in self.suite.datasets:
@@ -105,34 +134,6 @@ class Sweep:
                 continue
             for job in jobs:
                 job.data_hash = data.content_hash
-
-    def _ask(self, planners: dict[Path, Planner], jobs: list[Job]) -> list[tuple[Job, dict[str, Any]]]:
-        """What the files say to these jobs. Raises BadInput, naming suite, method and option, for one that is refused.
-
-        A file that cannot be imported fails all its cells.
-        """
-        asked = {}
-        for file, planner in planners.items():
-            asked[file] = [job for job in jobs if job.algo_file == file and job.status == "pending"]
-            if asked[file]:
-                planner.ask([{"args": job.cell.args, "data_hash": job.data_hash} for job in asked[file]])
-        told: list[tuple[Job, dict[str, Any]]] = []
-        for file, planner in planners.items():
-            if not asked[file]:
-                continue
-            answers = planner.answers()
-            if answers is None:
-                complaint = planner.complaint()
-                for job in [job for job in self.work if job.algo_file == file]:
-                    job.fail("refused", f"{file.name} cannot be used:\n{tail(complaint)}")
-                    job.log.write_text(complaint)
-                continue
-            told += zip(asked[file], answers)
-        if refused := {job.cell.method: (job, answer["error"]) for job, answer in told if "error" in answer}:
-            where = self.suite.source or f"suite {self.suite.name}"
-            lines = [f"method {name} ({job.algo_file.name}): {text}" for name, (job, text) in refused.items()]
-            raise BadInput("\n".join([where, *lines]))
-        return told
 
     # --- the runs ---
 
@@ -189,7 +190,7 @@ class Sweep:
             while todo or running:
                 while len(running) < self.jobs and (job := self._next(todo)):
                     job.log_start = job.log.stat().st_size if job.log.exists() else 0
-                    job.started = time.time()
+                    job.started, job.oom_kills = time.time(), oom_kills()
                     job.process = self.launch(self._command(job), job.log)
                     job.status = "running"
                     running.append(job)
@@ -240,7 +241,7 @@ class Sweep:
         if code == STOPPED:
             job.status = "interrupted"
             return
-        failure, how = how_it_ended(code)
+        failure, how = how_it_ended(code, job.oom_kills, oom_kills())
         recorded = self.results / str(job.run) / STATUS
         of_this_start = recorded.exists() and recorded.stat().st_mtime >= job.started
         error = status.get("error") if of_this_start else None
@@ -264,12 +265,15 @@ class Sweep:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let a request to end, or the loss of the terminal, stop the sweep as Ctrl-C does."""
+    """Let a request to end, or the loss of the terminal (but not under nohup), stop the sweep as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:

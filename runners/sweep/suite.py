@@ -21,6 +21,7 @@ option is asked of it when the sweep plans its cells, before anything is made or
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,9 @@ FOLDER = Path(__file__).resolve().parents[1] / "suites"
 
 # What a cell has of its own, and the runner's own options: none of them is an option of a suite.
 RESERVED = ("seed", "dataset", "results", "planned", "keep_checkpoint", "tensorboard", "wandb")
+
+
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 class SuiteError(BadInput):
@@ -126,10 +130,15 @@ def read(name: str) -> Suite:
         raise SuiteError(f"no suite '{name}'; there are: {', '.join(available())}; or give a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: {error}") from error
+    except OSError as error:
+        raise SuiteError(f"{path}: cannot be read: {error.strerror}") from error
     _known(path, "the suite", raw, "description", "metric", "seeds", "datasets", "options", "dataset", "method")
     for key, kind in (("description", str), ("seeds", int), ("datasets", list), ("method", dict)):
-        if not isinstance(raw.get(key), kind):
+        if not isinstance(raw.get(key), kind) or isinstance(raw[key], bool):
             raise SuiteError(f"{path}: '{key}' is needed and must be a {kind.__name__}")
+    for key in ("datasets", "method"):
+        if not raw[key]:
+            raise SuiteError(f"{path}: '{key}' is empty: there would be nothing to run")
     if raw.get("metric", "score") not in ("score", "return", "success"):
         raise SuiteError(f"{path}: metric must be 'score', 'return' or 'success'")
     _no_repeats(path, "datasets", raw["datasets"])
@@ -158,18 +167,27 @@ def _method(path: Path, key: str, section: Any, known: list[str]) -> Method:
         raise SuiteError(f"{path}: {where} must be a table")
     _known(path, where, section, "algo", "options", "dataset", "datasets", "seeds")
     own, count = section.get("datasets"), section.get("seeds")
-    if count is not None and (not isinstance(count, int) or count < 1):
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise SuiteError(f"{path}: {where}: seeds must be a count like 2, not {count!r}")
+    if own is not None and (not isinstance(own, list) or not own):
+        raise SuiteError(f"{path}: {where}: datasets must be a list of some of the suite's, not {own!r}")
     _no_repeats(path, f"{where}.datasets", own or [])
     for dataset in own or []:
         if dataset not in known:
             near = nearest(dataset, known)
-            raise SuiteError(f"{path}: method '{key}': '{dataset}' is not a dataset of the suite; nearest: {near}")
+            raise SuiteError(f"{path}: {where}: '{dataset}' is not a dataset of the suite; nearest: {near}")
     _check_options(path, f"{where}.options", section.get("options", {}))
     _check_by_dataset(path, f"{where}.dataset", section.get("dataset", {}), known)
     algo = section.get("algo", key)
-    if str(algo).endswith(".py"):
-        algo = str(algorithms.find(path.resolve().parent / algo))
+    if not isinstance(algo, str):
+        raise SuiteError(f"{path}: {where}: algo must be the name or the path of an algorithm file, not {algo!r}")
+    try:
+        if algo.endswith(".py"):
+            algo = str(algorithms.find(path.resolve().parent / Path(algo).expanduser()))
+        else:
+            algorithms.find(algo)
+    except BadInput as error:
+        raise SuiteError(f"{path}: {where}: {error}") from error
     return Method(
         key,
         algo,
@@ -194,7 +212,9 @@ def _no_repeats(path: Path, where: str, values: list[str]) -> None:
             raise SuiteError(f"{path}: {where}: '{value}' stands there twice")
 
 
-def _check_by_dataset(path: Path, where: str, sections: dict[str, Any], known: list[str]) -> None:
+def _check_by_dataset(path: Path, where: str, sections: Any, known: list[str]) -> None:
+    if not isinstance(sections, dict):
+        raise SuiteError(f'{path}: {where} must be tables of options, such as [{where}."{known[0]}"]')
     for dataset, options in sections.items():
         if dataset not in known:
             raise SuiteError(
@@ -206,7 +226,12 @@ def _check_by_dataset(path: Path, where: str, sections: dict[str, Any], known: l
 def _check_options(path: Path | str, where: str, options: Any) -> None:
     if not isinstance(options, dict):
         raise SuiteError(f"{path}: {where} must be a table of options")
-    for name in options:
+    for name, value in options.items():
+        if not _OPTION.fullmatch(name):
+            raise SuiteError(f"{path}: {where}: '{name}' is not the name of an option")
+        for part in value if isinstance(value, list) else [value]:
+            if not isinstance(part, str | int | float) or str(part).startswith("--"):
+                raise SuiteError(f"{path}: {where}: {name} must be a number, a text, true, false or a list of these")
         if name.replace("-", "_") in RESERVED:
             raise SuiteError(
                 f"{path}: {where}: '{name}' is not an option of a suite: every cell has its own; "
