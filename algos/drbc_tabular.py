@@ -160,7 +160,7 @@ def make_plan(model: Model, prior: np.ndarray, weight: float, bonus: float, delt
         q_lo = np.clip(r + ahead[..., 1] - b, 0, remain)
         (up, lo), (policy[h], _) = tabular.soft_backup(np.stack([q_up, q_lo]), prior[h], weight)
         width[h] = q_up - q_lo
-        # gap bounds what the policy lacks in the penalised problem, V* - V, if the bonus covers the errors of the model:
+        # gap bounds what the policy lacks in the penalised problem, V* - V, if b covers the errors of the model:
         #   (V* - V)_h <= <policy, (1 + 1/H) p gap_{h+1} + b> + max_a (Q_up - Q_lo)^2 / 2w
         # With weight 0 the policy is greedy in Q_up, whose optimism of up to 2b replaces the quadratic term:
         #   (V* - V)_h <= <policy, (1 + 1/H) p gap_{h+1} + 3b>
