@@ -75,11 +75,22 @@ def evaluate(run: str | Path, episodes: int = 100, seed: int = 0, device: str = 
     return pd.DataFrame(policy.score(load_policy(run, device), episodes, seed))
 
 
+def watch(run: str | Path, out: str | Path, episodes: int = 1, seed: int = 0) -> list[Path]:
+    """Record a trained policy at work, without a screen: `out`.mp4 and `out`.gif, whose paths are returned.
+
+    Raises BadInput if the environment cannot be rendered here, or if there is no policy.
+    """
+    from hoard.runners import watch as recording
+
+    recording.prepare_offscreen()
+    return recording.record(load_policy(run), Path(out), episodes, seed)[0]
+
+
 def results(folder: str | Path = "results") -> pd.DataFrame:
     """Every evaluation episode of a run, a suite or a results folder, one row each.
 
-    Columns: `method`, `algo`, `dataset`, `seed`, `variant`, `update`, `env_step`, `final`, `episode`, `eval_seed`,
-    `return`, `length`, `success`, `score`, `run`. Raises BadInput if there are no results.
+    Columns: `suite`, `method`, `algo`, `dataset`, `seed`, `variant`, `update`, `env_step`, `final`, `episode`,
+    `eval_seed`, `return`, `length`, `success`, `score`, `run`, `status`. Raises BadInput if there are no results.
     """
     from hoard.analysis.results import frame
 

@@ -47,9 +47,9 @@ class _Exported(nn.Module):
     def forward(self, obs: Tensor, return_so_far: Tensor | None = None) -> Tensor:
         # A history in which one step has paid the whole return: all that a policy can be told of the past here.
         n, action_dim = obs.shape[0], self._action_dim
-        reward = obs.new_zeros(n, 1) if return_so_far is None else return_so_far[:, None]
-        past = torch.stack([torch.zeros_like(obs), obs], dim=1)
-        history = History(1, past, obs.new_zeros(n, 1, action_dim), reward, torch.Generator())
+        paid = obs.new_zeros(n) if return_so_far is None else return_so_far
+        seen, reward = torch.stack([obs, obs, obs], dim=1), torch.stack([paid, torch.zeros_like(paid)], dim=1)
+        history = History(1, seen, obs.new_zeros(n, 2, action_dim), reward, torch.Generator())
         action = self._act(obs, history)
         if self._scaled:
             action = self.center + self.half_range * action

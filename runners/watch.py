@@ -56,6 +56,16 @@ def show(policy: Policy, episodes: int = 1, seed: int = 0) -> list[float]:
         env.close()
 
 
+def record(policy: Policy, out: Path, episodes: int = 1, seed: int = 0) -> tuple[list[Path], list[float]]:
+    """Write `out`.mp4 and `out`.gif of whole episodes; their paths and the returns."""
+    if not out.parent.is_dir():
+        raise BadInput(f"{out}: there is no folder {out.parent}")
+    frames, fps, returns = frames_of(policy, episodes, seed)
+    name = out.with_suffix("") if out.suffix in (".mp4", ".gif") else out
+    video, image = Path(f"{name}.mp4"), Path(f"{name}.gif")
+    return [save_video(frames, fps, video), save_gif(frames, fps, image)], returns
+
+
 def save_video(frames: list[np.ndarray], fps: float, path: Path) -> Path:
     """Write an MP4 (H.264)."""
     import imageio.v2 as imageio

@@ -86,13 +86,8 @@ def _watch(args: argparse.Namespace) -> int:
     if args.out is None and watch.has_display():
         returns = watch.show(policy, args.episodes, args.seed)
     else:
-        out = args.out or args.run / "policy"
-        if not out.parent.is_dir():
-            raise BadInput(f"--out {out}: there is no folder {out.parent}")
-        frames, fps, returns = watch.frames_of(policy, args.episodes, args.seed)
-        name = out.with_suffix("") if out.suffix in (".mp4", ".gif") else out
-        for path, save in ((f"{name}.mp4", watch.save_video), (f"{name}.gif", watch.save_gif)):
-            print(save(frames, fps, Path(path)))
+        paths, returns = watch.record(policy, args.out or args.run / "policy", args.episodes, args.seed)
+        print(*paths, sep="\n")
     print(f"returns: {', '.join(f'{value:.2f}' for value in returns)}")
     return 0
 

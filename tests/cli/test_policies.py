@@ -1,0 +1,106 @@
+"""`hoard evaluate`, `watch`, `export`, `diff`, on a run of each kind of policy."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hoard
+from hoard.cli import main
+
+QUICK = {"updates": 40, "hidden": (16,), "log_every": 20, "eval_every": 40, "final_eval_episodes": 2}
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command in this process: (exit status, stdout, stderr)."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as end:
+            main([*map(str, args)])
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def iql(tiny, tmp_path_factory):
+    return hoard.train("iql", tiny, results=tmp_path_factory.mktemp("iql"), **QUICK)
+
+
+@pytest.fixture(scope="module")
+def rcsl(tiny, tmp_path_factory):
+    return hoard.train("rcsl", tiny, results=tmp_path_factory.mktemp("rcsl"), **QUICK)
+
+
+def test_evaluate(call, iql):
+    status, out, _ = call("evaluate", iql, "--episodes", 3)
+    assert status == 0
+    assert "iql on test/pendulum-v0, 3 episodes of Pendulum-v1" in out
+    rows = json.loads(call("evaluate", iql, "--episodes", 3, "--json")[1])["episodes"]
+    assert f"{np.mean([row['return'] for row in rows]):.2f}" in out
+    for args, message in (((iql, "--episodes", 0), "--episodes must be"), ((iql.parent,), "there is no policy.json")):
+        status, _, err = call("evaluate", *args)
+        assert (status, message in err) == (2, True)
+
+
+def test_watch_writes_video_and_image(call, iql, tmp_path, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    status, out, err = call("watch", iql, "--out", tmp_path / "swing")
+    assert status == 0, err
+    assert (tmp_path / "swing.mp4").stat().st_size > 1000
+    with Image.open(tmp_path / "swing.gif") as image:
+        assert image.n_frames > 50
+        assert image.size[0] == 320
+    assert "returns: -" in out
+    status, _, err = call("watch", iql, "--out", tmp_path / "nowhere" / "swing")
+    assert (status, "there is no folder" in err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+@pytest.mark.parametrize("name", ["iql", "rcsl"])
+def test_an_exported_policy_is_the_policy(call, request, tmp_path, name, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    run, file = request.getfixturevalue(name), tmp_path / f"policy.{kind}"
+    status, out, err = call("export", run, "--format", kind, "--out", file)
+    assert status == 0, err
+    assert "equal to the policy within" in out
+    policy = hoard.load_policy(run)
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    inputs = [obs] + ([np.zeros(5, np.float32)] if name == "rcsl" else [])
+    if kind == "torchscript":
+        answer = torch.jit.load(file)(*map(torch.as_tensor, inputs)).numpy()
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(file)
+        answer = session.run(None, dict(zip(("obs", "return_so_far"), inputs)))[0]
+    assert answer == pytest.approx(policy(obs), abs=1e-5)
+
+
+def test_a_policy_that_looks_further_back_is_not_exported(call, tiny, tmp_path):
+    options = {"updates": 30, "width": 8, "blocks": 1, "heads": 2, "batch_size": 8, "log_every": 10, "eval_every": 30}
+    run = hoard.train("decision_transformer", tiny, results=tmp_path, final_eval_episodes=1, **options)
+    status, _, err = call("export", run, "--out", tmp_path / "policy.pt")
+    assert (status, "cannot be exported" in err) == (2, True)
+    assert not (tmp_path / "policy.pt").exists()
+
+
+def test_diff_shows_the_share(call, tmp_path):
+    status, out, _ = call("diff", "iql", "iql")
+    assert (status, out) == (0, "iql.py and iql.py share 100 % of their lines\n")
+    out = call("diff", "rlpd", "moorl")[1]
+    assert "+    eta_meta: float" in out
+    assert "rlpd.py and moorl.py share" in out
+    half = tmp_path / "half.py"
+    half.write_text("a\nb\n")
+    whole = tmp_path / "whole.py"
+    whole.write_text("a\n\nb\nc\nd\ne\nf\n")
+    assert "share 50 %" in call("diff", half, whole, "--quiet")[1]
