@@ -113,6 +113,7 @@ def watched_run(monkeypatch, cfg: sac.Config, dtype: torch.dtype) -> tuple[Onlin
 
     def spy(self, *args):
         batch = sample(self, *args)
+        batch["terminated"][::4] = 1.0  # the episodes of `FakeEnv` never terminate
         batches.append((batch, run.generator.get_state()))
         return batch
 
