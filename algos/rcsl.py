@@ -118,7 +118,7 @@ class Actor(nn.Module):
 
     def act_towards(self, target: Tensor, obs: Tensor, history: History) -> Tensor:
         """The mean action for `target`: constant for averages, reduced by the collected reward for sums."""
-        wanted = target.to(obs.dtype).expand(len(obs))
+        wanted = target.to(obs.dtype).expand(obs.shape[0])
         if self.label == "sum":
             wanted = wanted - history.return_so_far
         return self(obs, wanted / self.label_scale.to(obs.dtype))

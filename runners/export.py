@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -69,19 +70,22 @@ def export(policy: Policy, path: Path, kind: Literal["torchscript", "onnx"], epi
     example = tuple(inputs[name][:4] for name in _names(policy))
     gap = float("inf")
 
+    refusal = (
+        f"this policy cannot be exported: {' and '.join(_names(policy))} do not tell it all that it needs; "
+        "it looks further back, counts steps, or draws its actions"
+    )
+
     def write(scratch: Path) -> None:
         nonlocal gap
-        run = (
-            _torchscript(module, example, scratch) if kind == "torchscript" else _onnx(policy, module, example, scratch)
-        )
-        answer = run(tuple(inputs[name] for name in _names(policy)))
+        try:
+            make = _torchscript if kind == "torchscript" else partial(_onnx, policy)
+            answer = make(module, example, scratch)(tuple(inputs[name] for name in _names(policy)))
+        except Exception as error:  # a policy that does not fit these inputs fails in ways of its own
+            raise BadInput(f"{refusal} ({type(error).__name__})") from error
         reach = np.maximum(policy.task.high - policy.task.low, 1e-6)
         gap = float(np.abs((answer - inputs["action"].numpy()) / reach).max())
         if not gap <= TOLERANCE:
-            raise BadInput(
-                f"this policy cannot be exported: from {' and '.join(_names(policy))} alone its actions would differ "
-                f"by up to {gap:.2g} of their range; it looks further back, counts steps, or draws its actions"
-            )
+            raise BadInput(f"{refusal} (its actions would differ by up to {gap:.2g} of their range)")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's notes on tracing: what they fear is what is tested above
