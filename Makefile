@@ -66,6 +66,7 @@ lint: setup-dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy hoard
+	PYTHONPATH=. $(BIN)/lint-imports
 
 format: setup-dev ## let ruff rewrite the layout of the code
 	$(BIN)/ruff check --fix-only -q .

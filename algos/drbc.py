@@ -1,8 +1,8 @@
 """DRBC: demonstration-regularised RL from a behaviour clone (Tiapkin et al., ICLR 2024, arXiv 2310.17303).
 
 Clone a few demonstrations; then do RL on the true reward under a penalty kl_weight * KL(pi(.|s) || clone(.|s)) at every
-step. The paper is theory for finite and linear MDPs (algos/drbc_tabular.py); this file is our own carrying over to
-continuous actions, every constant ours: soft actor-critic with its entropy replaced by the KL.
+step. The paper is theory for finite and linear MDPs (algos/drbc_tabular.py). This is our own version for continuous
+actions: soft actor-critic whose entropy is replaced by the KL.
 
 Presets: `drbc` (default, annealed weight), `fixed`, and the controls `uniform` and `uniform_from_clone`. Equations,
 choices, results: docs/algorithms/drbc.md.
@@ -60,7 +60,7 @@ class Config:
     expert_fraction: float = 0.1  # the pool: this share of the dataset's episodes, the best by undiscounted return
     holdout: float = 0.1  # share of the demonstrations held out, whole episodes; the clone that fits them best is kept
     action_clip: float = 0.05  # actions cloned are clipped to +-(1 - this), where the tanh still has a slope
-    ref_log_std_min: float = -2.0  # floor of the reference's log-std; -5, as while fitting, is none
+    ref_log_std_min: float = -2.0  # lower bound of the reference's log standard deviation; -5 is none
     ref_mixture: float | None = None  # share of the uniform distribution in the reference; none: see `mixture_share`
     # --- DRBC: the penalty ---
     kl_weight: float = 0.3  # w: initial KL weight, in units of the scaled reward
@@ -75,29 +75,36 @@ class Config:
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense, naming what would be right."""
-        for name in ("holdout", "demo_ratio", "anneal_to"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1]")
+        for name in ("demo_ratio", "anneal_to", "ref_mixture"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must lie in [0, 1]")
         for name in ("anneal_by", "expert_fraction"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} must lie in (0, 1]")
-        if self.holdout == 1 or not 0 < self.action_clip < 1:
-            raise ValueError("holdout must be below 1 and action_clip in (0, 1)")
-        if self.ref_mixture is not None and not 0 <= self.ref_mixture <= 1:
-            raise ValueError(f"ref_mixture {self.ref_mixture} must lie in [0, 1]")
+                raise ValueError(f"{name} {getattr(self, name)}: must lie in (0, 1]")
+        for name in ("demonstrations", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)}: must not be negative")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout {self.holdout}: must lie in [0, 1)")
+        if not 0 < self.action_clip < 1:
+            raise ValueError(f"action_clip {self.action_clip}: must lie in (0, 1)")
+        if not LOG_STD_MIN <= self.ref_log_std_min <= LOG_STD_MAX:
+            raise ValueError(f"ref_log_std_min {self.ref_log_std_min}: must lie in [{LOG_STD_MIN}, {LOG_STD_MAX}]")
+        if self.reward_scale is not None and self.reward_scale <= 0:
+            raise ValueError(f"reward_scale {self.reward_scale}: must be above 0")
         if self.kl_estimate == "analytic" and self.ref_mixture != 0:
             raise ValueError("kl_estimate analytic holds for a reference without a uniform part: give ref_mixture 0")
         if self.updates == 0 and (self.ref_mixture != 1 or self.actor_init == "clone"):
             raise ValueError("updates 0 leaves the clone untrained: only with ref_mixture 1 and actor_init random")
         if self.kl_weight < 0 or (self.kl_rule == "budget" and self.kl_weight == 0):
-            raise ValueError(f"kl_weight {self.kl_weight} must not be negative, and positive with kl_rule budget")
+            raise ValueError(f"kl_weight {self.kl_weight}: must not be negative, and above 0 with kl_rule budget")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "drbc": {},
     "fixed": {"kl_rule": "fixed"},
     "uniform": {"ref_mixture": 1.0, "actor_init": "random", "kl_rule": "fixed", "updates": 0},
-    "uniform_from_clone": {"ref_mixture": 1.0, "kl_rule": "fixed"},
+    "uniform_from_clone": {"ref_mixture": 1.0},
 }
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
@@ -113,13 +120,13 @@ class Actor(nn.Module):
         sizes = [obs_dim, *cfg.hidden, 2 * action_dim]
         self.layers = nn.ModuleList(linear(a, b, generator, "xavier") for a, b in pairwise(sizes))
 
-    def forward(self, obs: Tensor, log_std_min: float = LOG_STD_MIN) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-std before the tanh, each (B, action_dim)."""
         x = obs
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x))
         mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
-        return mean, log_std.clamp(log_std_min, LOG_STD_MAX)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
     def act(self, obs: Tensor) -> Tensor:
         """The image of the mean, tanh(mean)."""
@@ -186,7 +193,7 @@ def reference_log_prob(mean: Tensor, log_std: Tensor, u: Tensor, mixture: float)
 
 
 def gaussian_kl(mean: Tensor, log_std: Tensor, ref_mean: Tensor, ref_log_std: Tensor) -> Tensor:
-    """KL of two diagonal Gaussians, (B,); equally that of their images under one invertible map, as tanh is."""
+    """KL of two diagonal Gaussians, (B,). The tanh does not change it, since it is invertible."""
     ratio = 2 * (log_std - ref_log_std)
     distance = ((mean - ref_mean) / ref_log_std.exp()).square()
     return 0.5 * (ratio.exp() + distance - 1 - ratio).sum(dim=-1)
@@ -198,7 +205,8 @@ def sample_with_kl(
     """A reparameterised action in [-1, 1], (B, dim), and the KL to the reference or its estimate from it, (B,)."""
     mean, log_std = actor(obs)
     with torch.no_grad():
-        ref_mean, ref_log_std = reference(obs, cfg.ref_log_std_min)
+        ref_mean, ref_log_std = reference(obs)
+        ref_log_std = ref_log_std.clamp(min=cfg.ref_log_std_min)
     u = mean + log_std.exp() * torch.randn(mean.shape, generator=generator, device=mean.device)
     if cfg.kl_estimate == "analytic":
         return torch.tanh(u), gaussian_kl(mean, log_std, ref_mean, ref_log_std)
@@ -250,7 +258,7 @@ def train(cfg: Config, run: Run) -> None:
     clone = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
     critic = Critic(cfg, dataset.obs_dim, dataset.action_dim, generator)
     actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
-    kl_weight = KLWeight(max(cfg.kl_weight, 1e-8), device)
+    kl_weight = KLWeight(max(cfg.kl_weight, 1e-8), device)  # learnt with kl_rule budget, where the weight is above 0
     target = frozen_copy(critic)
     networks = {"clone": clone, "actor": actor, "critic": critic, "kl_weight": kl_weight}
     optimizers = {name: torch.optim.Adam(net.parameters(), lr=cfg.lr, fused=True) for name, net in networks.items()}
@@ -311,9 +319,13 @@ def train(cfg: Config, run: Run) -> None:
     def sample_batch() -> dict[str, Tensor]:
         """Online steps, with `demo_ratio` of demonstrations among them."""
         from_demos = round(cfg.demo_ratio * cfg.batch_size)
-        batch = buffer.sample(cfg.batch_size - from_demos, generator, 0.0) if from_demos < cfg.batch_size else {}
-        extra = demonstrations(from_demos) if from_demos else {}
-        return {name: torch.cat([part[name] for part in (extra, batch) if part]) for name in extra or batch}
+        if from_demos == cfg.batch_size:
+            return demonstrations(from_demos)
+        online = buffer.sample(cfg.batch_size - from_demos, generator, 0.0)
+        if from_demos == 0:
+            return online
+        demos = demonstrations(from_demos)
+        return {name: torch.cat([demos[name], online[name]]) for name in online}
 
     env = run.training_env() if cfg.online_steps else None
     run.register(
@@ -344,7 +356,7 @@ def train(cfg: Config, run: Run) -> None:
 def choose_demonstrations(dataset: Dataset, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
     """Episodes to fit and episodes held out (none if their share is less than one), drawn with the run's seed.
 
-    They are drawn from the best episodes, not simply the very best: those are often the ones with an easy start.
+    They are drawn from the best episodes; the very best are often those with an easy start.
     """
     pool = np.argsort(-dataset.returns, kind="stable")[: max(1, int(cfg.expert_fraction * dataset.num_episodes))]
     drawn = np.random.default_rng(cfg.seed).permutation(pool)[: cfg.demonstrations or None]

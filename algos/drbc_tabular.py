@@ -36,25 +36,25 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "cpu"  # where the evaluation keeps its tensors; planning is numpy
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
-    updates: int = 1  # rounds before the online stage, which evaluate the prior (it is a count: nothing to train)
+    updates: int = 1  # rounds before the online stage; they evaluate the prior, which is counted, not trained
     online_steps: int = 4000  # environment steps; *_every count them; 0: the prior alone
     log_every: int = 100  # steps per row of training metrics
     eval_every: int = 500  # steps between evaluations
     eval_episodes: int = 20  # episodes of each evaluation on the way
     final_eval_episodes: int = 100  # episodes of the last one, which is the score
     checkpoint_every: int = 1000  # steps between checkpoints
-    # --- clone ---
+    # --- data ---
     demonstrations: int = 10  # episodes of the dataset, drawn with the seed; 0 takes all
     smoothing: float = 1.0  # pseudo-count of every action; 0 is maximum likelihood, uniform where nothing was seen
     prior: Literal["clone", "uniform"] = "clone"  # what the policy is held to
-    # --- RL ---
-    kl_weight: float | None = None  # w; None is the theory's, 0 is UCBVI, see above
+    # --- DRBC ---
+    kl_weight: float | None = None  # w, weight of the penalty; None is the theory's, 0 is UCBVI
     epsilon: float = 0.5  # accuracy asked for: sets the theory's w, and when the bound counts as reached
     kl_constant: float = 0.05  # KL(expert || clone) is taken for this * S A H / demonstrations
     bonus: float = 0.02  # c, scale of the bonus
     delta: float = 0.1  # probability of failure in the bonus
     pooled: bool = True  # one count for all steps of an episode; false: one for each
-    explore: bool = True  # the one step of step 4; false follows the optimistic policy throughout
+    explore: bool = True  # try the least certain action at one step of each episode; false never does
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense, naming what would be right."""
@@ -160,6 +160,10 @@ def make_plan(model: Model, prior: np.ndarray, weight: float, bonus: float, delt
         q_lo = np.clip(r + ahead[..., 1] - b, 0, remain)
         (up, lo), (policy[h], _) = tabular.soft_backup(np.stack([q_up, q_lo]), prior[h], weight)
         width[h] = q_up - q_lo
+        # gap bounds what the policy lacks in the penalised problem, V* - V, if the bonus covers the model's errors:
+        #   (V* - V)_h <= <policy, (1 + 1/H) p gap_{h+1} + b> + max_a (Q_up - Q_lo)^2 / 2w
+        # With weight 0 the policy is greedy in Q_up, whose optimism of up to 2b replaces the quadratic term:
+        #   (V* - V)_h <= <policy, (1 + 1/H) p gap_{h+1} + 3b>
         carried = (policy[h] * ((1 + 1 / horizon) * ahead[..., 2] + (b if weight else 3 * b))).sum(axis=-1)
         curvature = width[h].max(axis=-1) ** 2 / (2 * weight) if weight else 0.0
         gap[h] = np.minimum(carried + curvature, remain)

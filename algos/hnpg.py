@@ -457,7 +457,9 @@ def rollout_single(env: TrainingEnv, actor: Actor, run: Run, batch_steps: int) -
     }
 
 
-def offline_batch(buffer: ReplayBuffer, starts: Tensor, steps: int, n: int, cfg: Config, generator: torch.Generator):
+def offline_batch(
+    buffer: ReplayBuffer, starts: Tensor, steps: int, n: int, cfg: Config, generator: torch.Generator
+) -> dict[str, Tensor]:
     """n transitions for each group, with replacement: (G, n, ...) float64; group g draws from the g-th steps."""
     if steps > 1:
         episode = torch.randint(len(starts), (steps, n), generator=generator, device=buffer.device)
@@ -490,7 +492,7 @@ def train(cfg: Config, run: Run) -> None:
     low, high = dataset.action_space.low, dataset.action_space.high
     actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator, steps)
     critic = Critic(cfg, dataset.obs_dim, low, high, generator, steps)
-    buffer = ReplayBuffer(dataset, device, scale_actions=False)
+    buffer = ReplayBuffer(dataset, device, scale_actions=False) if cfg.hybrid else None
     starts = torch.as_tensor(dataset.starts[:-1], device=device)
     batch = run.training_batch(math.ceil(cfg.batch_steps / run.episode_limit))
     env = run.training_env(scale_actions=False) if batch is None else None
@@ -524,7 +526,7 @@ def train(cfg: Config, run: Run) -> None:
         online = {"obs": rows(rollout["obs"]), "action": rows(rollout["action"])}
         online["target"] = rows(returns_to_go(reward, alive, bootstrap(rollout), discount))
         n = online["obs"].shape[1]
-        offline = offline_batch(buffer, starts, steps, n, cfg, generator) if cfg.hybrid else None
+        offline = offline_batch(buffer, starts, steps, n, cfg, generator) if buffer is not None else None
         for _ in range(cfg.critic_sweeps):
             of_critic = fit_critics(critic, actor, online, offline, cfg, per_step, discount, generator)
 

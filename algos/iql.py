@@ -203,8 +203,14 @@ def actor_loss(
 
 def train(cfg: Config, run: Run) -> None:
     dataset, device, generator = run.dataset, run.device, run.generator
+    reward_scale, reward_shift = reward_transform(dataset, cfg)
     buffer = ReplayBuffer(
-        dataset, device, cfg.online_steps, clip_actions=1e-5 * cfg.clip_actions, **reward_transform(dataset, cfg)
+        dataset,
+        device,
+        cfg.online_steps,
+        clip_actions=1e-5 if cfg.clip_actions else 0.0,
+        reward_scale=reward_scale,
+        reward_shift=reward_shift,
     )
     actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
     value = Value(cfg, dataset.obs_dim, generator)
@@ -262,16 +268,16 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(actor)
 
 
-def reward_transform(dataset: Dataset, cfg: Config) -> dict[str, float]:
+def reward_transform(dataset: Dataset, cfg: Config) -> tuple[float, float]:
     """Scale and shift of the rewards trained on. Raises ValueError where the range of returns is 0."""
     if cfg.reward_mode == "minus_one":
-        return {"reward_shift": -1.0}
+        return 1.0, -1.0
     if cfg.reward_mode == "none":
-        return {}
+        return 1.0, 0.0
     span = float(dataset.returns.max() - dataset.returns.min())
     if span == 0:
         raise ValueError(f"reward_mode return_range: every episode of {dataset.id} has the same return; use none")
-    return {"reward_scale": 1000 / span}
+    return 1000 / span, 0.0
 
 
 if __name__ == "__main__":

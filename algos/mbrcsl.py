@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, cosine_lr, frozen_copy, gradient_step, linear
+from hoard.runners.nn import ObsNormalizer, cosine_lr, frozen_copy, gradient_step, linear, polyak_update
 
 
 @dataclass
@@ -102,6 +102,25 @@ class Config:
             raise ValueError("diffusion_widths needs at least one stage, diffusion_embedding an even number above 2")
         if not 0 < self.best_share <= 1:
             raise ValueError(f"best_share {self.best_share}: must be above 0 and at most 1")
+        for name in (
+            "dynamics_batch", "dynamics_patience", "diffusion_steps", "diffusion_updates", "diffusion_batch",
+            "rollout_batch", "rollout_batches", "num_need_traj", "patience",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+        for name in ("dynamics_epochs", "input_noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more")
+        for name in ("dynamics_lr", "diffusion_lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} {getattr(self, name)}: must be above 0")
+        for name in ("ema_decay", "search_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be between 0 and 1")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout {self.holdout}: must be at least 0 and below 1")
+        if self.reload_best != "never" and not self.holdout:
+            raise ValueError(f"reload_best {self.reload_best} needs a holdout above 0")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -294,6 +313,20 @@ class DynamicsFit:
         self.order = self._shuffled()
 
 
+def train_dynamics(cfg: Config, run: Run, model: Ensemble, fit: DynamicsFit, optimizer: torch.optim.Optimizer) -> None:
+    most = fit.batches * (cfg.dynamics_epochs or 10_000)
+    for number in run.phase("dynamics", most):
+        loss, metrics = dynamics_loss(model, *fit.batch(number))
+        gradient_step(optimizer, loss)
+        if number % fit.batches == 0:
+            metrics["dynamics/holdout"] = fit.end_of_epoch().mean()
+            if fit.done or number == most:
+                fit.finish()
+                run.say(fit.report())
+                run.end_phase()
+        run.log(metrics)
+
+
 # --- phase 2, behaviour: a diffusion model (DDPM) of one action ---
 
 
@@ -421,12 +454,29 @@ def diffusion_lr(number: int, batches: int, cfg: Config) -> float:
     return cfg.diffusion_lr * 0.5 * (1 + math.cos(math.pi * (number - 500) / max(1, cfg.diffusion_updates - 500)))
 
 
-@torch.no_grad()
 def update_average(average: nn.Module, net: nn.Module, number: int, limit: float) -> None:
     """Moving average of the weights with decay min(limit, (1 + k) / (10 + k)), k = updates before; k = 0 copies."""
     decay = min(limit, number / (number + 9)) if number > 1 else 0.0
-    for slow, fast in zip(average.parameters(), net.parameters()):
-        slow.lerp_(fast, 1 - decay)
+    polyak_update(average, net, 1 - decay)
+
+
+def train_behaviour(
+    cfg: Config,
+    run: Run,
+    buffer: ReplayBuffer,
+    net: UNet,
+    average: UNet,
+    schedule: Schedule,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    batches = math.ceil(len(buffer) / cfg.diffusion_batch)
+    for number in run.phase("diffusion", cfg.diffusion_updates):
+        optimizer.param_groups[0]["lr"] = diffusion_lr(number, batches, cfg)
+        batch = buffer.sample(cfg.diffusion_batch, run.generator)
+        loss, metrics = diffusion_loss(net, schedule, batch["obs"], batch["action"], run.generator)
+        gradient_step(optimizer, loss)
+        update_average(average, net, number, cfg.ema_decay)
+        run.log(metrics)
 
 
 # --- phase 3, rollouts of the behaviour in the dynamics ---
@@ -562,7 +612,21 @@ class Kept:
         self.tried = state["tried"].to(self.device)
 
 
-# --- phase 4, the policy that is kept ---
+def make_rollouts(
+    cfg: Config, run: Run, model: Ensemble, behave: Callable[[Tensor], Tensor], starts: Tensor, kept: Kept
+) -> None:
+    """Fill `kept` with rollouts from `starts` (N, obs_dim); say what was kept and save it."""
+    for _ in run.phase("rollouts", cfg.rollout_batches):
+        chosen = torch.randint(len(starts), (cfg.rollout_batch,), generator=run.generator, device=run.device)
+        run.log(kept.add(*roll_out(model, behave, starts[chosen], run.episode_limit, run.generator)))
+        if kept.enough:
+            run.end_phase()
+    if run.update == 0:
+        run.say(kept.report(run.dataset))
+        run.save_table("rollouts", kept.table())
+
+
+# --- phase 4, the policy: fitted to the kept rollouts and to nothing else ---
 
 
 class Actor(nn.Module):
@@ -599,10 +663,10 @@ class Actor(nn.Module):
 
 
 def actor_loss(
-    actor: Actor, obs: Tensor, return_to_go: Tensor, action: Tensor, generator: torch.Generator | None = None
+    actor: Actor, batch: dict[str, Tensor], generator: torch.Generator | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared error towards the action of a kept rollout."""
-    loss = (actor(obs, return_to_go, generator) - action).square().mean()
+    """Mean squared error on the actions of kept rollouts; `batch` has obs, return_to_go, action."""
+    loss = (actor(batch["obs"], batch["return_to_go"], generator) - batch["action"]).square().mean()
     return loss, {"losses/actor": loss.detach()}
 
 
@@ -648,6 +712,46 @@ class Search:
             setattr(self, name, value)
 
 
+def train_actor(
+    cfg: Config, run: Run, kept: Kept, actor: Actor, search: Search, optimizer: torch.optim.Optimizer
+) -> None:
+    return_to_go = kept.returns_to_go()
+    actor.target.copy_(return_to_go[:, 0].max())
+    data = {name: kept.rollouts[name].flatten(0, 1) for name in ("obs", "action")}
+    data["return_to_go"] = return_to_go.flatten()
+    if cfg.normalize_obs:
+        actor.normalize.fit(*statistics(data["obs"]))
+    trained, held = search.split(len(data["obs"]))
+    epoch = math.ceil(len(trained) / cfg.batch_size)
+
+    def update(number: int) -> dict[str, Tensor]:
+        # clone the kept actions, given the observation and the predicted return still to come
+        drawn = torch.randint(len(trained), (cfg.batch_size,), generator=run.generator, device=run.device)
+        loss, metrics = actor_loss(actor, rows(data, trained[drawn]), run.generator)
+        gradient_step(optimizer, loss)
+        # once an epoch, late in the training: is the hold-out loss still falling?
+        if cfg.reload_best != "never" and number % epoch == 0 and number > cfg.search_from * cfg.updates:
+            with torch.no_grad():
+                _, at_rest = actor_loss(actor, rows(data, held))
+            metrics["losses/holdout"] = at_rest["losses/actor"]
+            search.look(at_rest["losses/actor"])
+        return metrics
+
+    for number in run.loop(cfg.updates):
+        if cfg.lr_schedule == "cosine":
+            cosine_lr(optimizer, cfg.lr, number, cfg.updates)
+        if not search.ended:
+            run.log(update(number))
+        if number == cfg.updates and cfg.reload_best == "always":
+            search.reload()
+        if run.evaluation_due:
+            run.evaluate(actor)
+
+
+def rows(data: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    return {name: values[index] for name, values in data.items()}
+
+
 # --- training ---
 
 
@@ -657,10 +761,9 @@ def train(cfg: Config, run: Run) -> None:
     obs_dim, action_dim = dataset.obs_dim, dataset.action_dim
     seeds = torch.randint(2**31, (2,), generator=generator, device=device).tolist()
     obs = buffer.observations[buffer.rows]
+    inputs = torch.cat([obs, buffer.action], dim=-1)
 
-    model = Ensemble(
-        obs_dim + action_dim, obs_dim + 1, *statistics(torch.cat([obs, buffer.action], -1)), cfg, generator
-    )
+    model = Ensemble(obs_dim + action_dim, obs_dim + 1, *statistics(inputs), cfg, generator)
     if cfg.clip_predictions:
         model.low = torch.cat([buffer.observations.amin(dim=0), buffer.reward.amin()[None]])
         model.high = torch.cat([buffer.observations.amax(dim=0), buffer.reward.amax()[None]])
@@ -679,74 +782,15 @@ def train(cfg: Config, run: Run) -> None:
     networks = {"dynamics": model, "diffusion": net, "average": average, "actor": actor}
     run.register(networks=networks, optimizers=optimizers, fit=fit, kept=kept, search=search)
 
-    # phase 1: the dynamics
-    most = fit.batches * (cfg.dynamics_epochs or 10_000)
-    for number in run.phase("dynamics", most):
-        loss, metrics = dynamics_loss(model, *fit.batch(number))
-        gradient_step(optimizers["dynamics"], loss)
-        if number % fit.batches == 0:
-            metrics["dynamics/holdout"] = fit.end_of_epoch().mean()
-            if fit.done or number == most:
-                fit.finish()
-                run.say(fit.report())
-                run.end_phase()
-        run.log(metrics)
+    train_dynamics(cfg, run, model, fit, optimizers["dynamics"])
+    train_behaviour(cfg, run, buffer, net, average, schedule, optimizers["diffusion"])
 
-    # phase 2: the behaviour
-    batches = math.ceil(len(buffer) / cfg.diffusion_batch)
-    for number in run.phase("diffusion", cfg.diffusion_updates):
-        optimizers["diffusion"].param_groups[0]["lr"] = diffusion_lr(number, batches, cfg)
-        batch = buffer.sample(cfg.diffusion_batch, generator)
-        loss, metrics = diffusion_loss(net, schedule, batch["obs"], batch["action"], generator)
-        gradient_step(optimizers["diffusion"], loss)
-        update_average(average, net, number, cfg.ema_decay)
-        run.log(metrics)
-
-    # phase 3: rollouts of the one in the other
     def behave(obs: Tensor) -> Tensor:
         return schedule.sample(average, obs, action_dim, generator)
 
     starts = obs[torch.as_tensor(dataset.starts[:-1], device=device)]
-    for _ in run.phase("rollouts", cfg.rollout_batches):
-        chosen = torch.randint(len(starts), (cfg.rollout_batch,), generator=generator, device=device)
-        run.log(kept.add(*roll_out(model, behave, starts[chosen], run.episode_limit, generator)))
-        if kept.enough:
-            run.end_phase()
-    if run.update == 0:
-        run.say(kept.report(dataset))
-        run.save_table("rollouts", kept.table())
-
-    # phase 4: the policy, on the kept rollouts and nothing else
-    return_to_go = kept.returns_to_go()
-    actor.target.copy_(return_to_go[:, 0].max())
-    data = {name: kept.rollouts[name].flatten(0, 1) for name in ("obs", "action")}
-    data["return_to_go"] = return_to_go.flatten()
-    if cfg.normalize_obs:
-        actor.normalize.fit(*statistics(data["obs"]))
-    trained, held = search.split(len(data["obs"]))
-    epoch = math.ceil(len(trained) / cfg.batch_size)
-
-    def update(number: int) -> dict[str, Tensor]:
-        index = trained[torch.randint(len(trained), (cfg.batch_size,), generator=generator, device=device)]
-        batch = {name: values[index] for name, values in data.items()}
-        loss, metrics = actor_loss(actor, batch["obs"], batch["return_to_go"], batch["action"], generator)
-        gradient_step(optimizers["actor"], loss)
-        if cfg.reload_best != "never" and number % epoch == 0 and number > cfg.search_from * cfg.updates:
-            with torch.no_grad():
-                _, at_rest = actor_loss(actor, data["obs"][held], data["return_to_go"][held], data["action"][held])
-            metrics["losses/holdout"] = at_rest["losses/actor"]
-            search.look(at_rest["losses/actor"])
-        return metrics
-
-    for number in run.loop(cfg.updates):
-        if cfg.lr_schedule == "cosine":
-            cosine_lr(optimizers["actor"], cfg.lr, number, cfg.updates)
-        if not search.ended:
-            run.log(update(number))
-        if number == cfg.updates and cfg.reload_best == "always":
-            search.reload()
-        if run.evaluation_due:
-            run.evaluate(actor)
+    make_rollouts(cfg, run, model, behave, starts, kept)
+    train_actor(cfg, run, kept, actor, search, optimizers["actor"])
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:

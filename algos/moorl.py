@@ -215,8 +215,8 @@ def alpha_loss(alpha: Tensor, entropy: Tensor, target_entropy: float) -> tuple[T
 
 def train(cfg: Config, run: Run) -> None:
     dataset, device, generator = run.dataset, run.device, run.generator
-    rewards = {"reward_scale": cfg.reward_scale, "reward_shift": cfg.reward_shift}
-    buffer = ReplayBuffer(dataset, device, cfg.online_steps, clip_actions=1e-5, **rewards)
+    scale, shift = cfg.reward_scale, cfg.reward_shift
+    buffer = ReplayBuffer(dataset, device, cfg.online_steps, clip_actions=1e-5, reward_scale=scale, reward_shift=shift)
     if not cfg.offline_terminals:
         buffer.terminated.zero_()  # holds the dataset's only: nothing is online yet
     actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 from hoard.records.errors import BadInput
 from hoard.records.files import read_json, write_json
 from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, PROVENANCE, STATUS
+from hoard.records.names import METRICS
 
 if TYPE_CHECKING:
     from hoard.analysis.results import Results
 
-METRICS = ("score", "return", "success")
+
 STAMP = ".report.json"
 _HERE = Path(__file__).resolve().parent
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "scipy", "matplotlib", "jinja2")  # which could draw or count differently

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from hoard.analysis import stats
-from hoard.analysis.report import METRICS
 from hoard.analysis.results import Results
+from hoard.records.names import METRICS
 
 DASH = "–"
 MOST_DECIMALS = 6

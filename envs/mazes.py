@@ -17,13 +17,18 @@ Episodes end at the time limit only. ``info["success"]`` says whether the ball h
 any time since the reset, so its value on the last step is the success of the episode.
 """
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import EzPickle
 from gymnasium_robotics.envs.maze.maps import GOAL, MEDIUM_MAZE, RESET, U_MAZE
 from gymnasium_robotics.envs.maze.maze_v4 import Maze
 from gymnasium_robotics.envs.maze.point import PointEnv
 from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
+
+from hoard.envs.make import make_env
 
 # Rows from north to south, 1 = wall. Cell (row, column) has its centre at x = column - 2.5, y = 1.5 - row.
 STITCH_MAZE = [
@@ -105,6 +110,34 @@ class HiddenGoalMaze(gym.Env, EzPickle):
 
     def close(self) -> None:
         self.point_maze.close()
+
+
+def replay_open_loop(spec: EnvSpec | str, starts: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """Real returns (K,) of action sequences (K, T, action_dim), each played open-loop from its start (K, obs_dim).
+
+    Actions are in environment units and clipped to the action space. A goal that moves with every reset is put at the
+    centre of its cell. Raises ValueError for an environment that is no `HiddenGoalMaze`: elsewhere an observation does
+    not say what state the simulator was in.
+    """
+    env = make_env(spec)
+    try:
+        maze: Any = env.unwrapped
+        if not isinstance(maze, HiddenGoalMaze):
+            raise ValueError(f"{env.spec.id if env.spec else maze}: only the mazes of hoard.envs can be replayed")
+        space: Any = maze.action_space
+        returns = np.zeros(len(starts))
+        for k, (start, sequence) in enumerate(zip(starts, actions, strict=True)):
+            env.reset(seed=0)
+            maze.point_env.set_state(start[:2].astype(np.float64), start[2:4].astype(np.float64))
+            maze.goal = maze.maze.unique_goal_locations[0]
+            for action in sequence:
+                _, reward, terminated, truncated, _ = env.step(np.clip(action, space.low, space.high))
+                returns[k] += float(reward)
+                if terminated or truncated:
+                    break
+        return returns
+    finally:
+        env.close()
 
 
 def _register(env_id: str, max_episode_steps: int, **kwargs) -> None:

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hoard
 from hoard.records.errors import BadInput
 from hoard.records.names import check_name
 from hoard.records.suggest import nearest
 
-FOLDER = (Path(hoard.__path__[0]) / "algos").resolve()
+FOLDER = (Path(__file__).parents[1] / "algos").resolve()
 
 
 def available() -> list[str]:

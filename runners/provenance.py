@@ -9,8 +9,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import hoard
-
 ROOMS = ("algos", "analysis", "datasets", "envs", "hoard", "runners")
 
 
@@ -37,16 +35,16 @@ def code_revision() -> str:
     The version, such as `hoard 0.2.0`, where hoard is installed without a checkout; a repository that merely encloses
     the installation is not asked.
     """
-    root = Path(hoard.__path__[0]).resolve().parent
+    root = Path(__file__).resolve().parents[1]
     try:
         top = _git(root, "rev-parse", "--show-toplevel")
         _git(root, "ls-files", "--error-unmatch", "hoard/__init__.py")
         if Path(top).resolve() != root:
-            return f"hoard {hoard.__version__}"
+            return f"hoard {version('hoard')}"
         changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *ROOMS)
         return _git(root, "rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return f"hoard {hoard.__version__}"
+        return f"hoard {version('hoard')}"
 
 
 def _git(root: Path, *args: str) -> str:

@@ -63,9 +63,8 @@ def save_video(frames: list[np.ndarray], fps: float, path: Path) -> Path:
     even = [frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]  # the codec asks for it
 
     def write(scratch: Path) -> None:
-        with imageio.get_writer(
-            scratch, format="FFMPEG", mode="I", fps=fps, codec="libx264", macro_block_size=1
-        ) as out:
+        writer: Any = imageio.get_writer
+        with writer(scratch, format="FFMPEG", mode="I", fps=fps, codec="libx264", macro_block_size=1) as out:
             for frame in even:
                 out.append_data(frame)
 

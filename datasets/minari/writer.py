@@ -7,7 +7,7 @@ from minari.dataset.minari_storage import MinariStorage
 
 from hoard.datasets.dataset import DatasetError
 from hoard.datasets.minari import store
-from hoard.datasets.recipes.recording import Recording
+from hoard.datasets.recording import Recording
 
 
 def write(dataset_id: str, recording: Recording) -> None:

@@ -18,7 +18,7 @@ seeds are below 2**31. Nothing is written to disk here.
 from __future__ import annotations
 
 from hoard.datasets.recipes.catalogue import find, is_in_memory, is_known, known_ids
-from hoard.datasets.recipes.recording import Recording
+from hoard.datasets.recording import Recording
 from hoard.datasets.source import Progress
 
 __all__ = ["Progress", "Recording", "generate", "is_in_memory", "is_known", "known_ids"]

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 
 import hoard.envs  # noqa: F401  registers the environments that the recipes make
-from hoard.datasets.recipes.recording import REFERENCE_EPISODES, Recording
+from hoard.datasets.recording import REFERENCE_EPISODES, Recording
 from hoard.datasets.source import Progress
 
 __all__ = [

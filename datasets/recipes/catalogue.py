@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 
-from hoard.datasets.recipes.recording import Recording
+from hoard.datasets.recording import Recording
 
 COMBLOCK_HORIZONS = (5, 10, 15)
 TABULAR = {"gridworld": "hoard/GridWorld-v0", "doublechain": "hoard/DoubleChain-v0"}  # problem: environment

@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from hoard.datasets.dataset import Dataset, DatasetError
-from hoard.datasets.recipes.recording import Recording
+from hoard.datasets.recording import Recording
 from hoard.envs import flatten_obs, flatten_space
 
 

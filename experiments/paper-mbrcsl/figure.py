@@ -1,9 +1,9 @@
 """Predicted against real returns of model rollouts: `python experiments/paper-mbrcsl/figure.py [FOLDER]`.
 
-A run of MBRCSL leaves `rollouts.parquet` in its folder: a row per rollout that its dynamics model made, and for those
-that the policy was trained on the return that the real environment paid for the same actions. This joins the files of a
-suite's finished runs into `FOLDER/rollouts.parquet` and draws `FOLDER/figures/rollouts.png`. Where the run folders are
-gone, the joined file is read instead.
+A run of MBRCSL leaves `rollouts.parquet` in its folder: a row per rollout that its dynamics model made. `replay.py`
+beside this file adds, for those that the policy was trained on, the return that the real environment pays for the same
+actions: run it first. This joins the files of a suite's finished runs into `FOLDER/rollouts.parquet` and draws
+`FOLDER/figures/rollouts.png`. Where the run folders are gone, the joined file is read instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from hoard.analysis import extra_files, plots
+from hoard.analysis import extra_files, plots, results
 
 SCHEMA = pa.schema(
     [
@@ -40,7 +40,12 @@ def _run(folder: Path) -> pd.DataFrame | None:
     path = folder / "rollouts.parquet"
     if not path.is_file():
         return None
-    return pq.ParquetFile(path).read(["predicted_return", "trained_on", "replayed_return"]).to_pandas()
+    table = pq.ParquetFile(path).read()
+    if "replayed_return" not in table.column_names:
+        raise results.ResultsError(
+            f"{path}: not replayed yet; run python experiments/paper-mbrcsl/replay.py {folder} first"
+        )
+    return table.select(["predicted_return", "trained_on", "replayed_return"]).to_pandas()
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,9 @@ import re
 
 from hoard.records.errors import BadInput
 
+# What tables and figures may compare.
+METRICS = ("score", "return", "success")
+
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import pytest
 import torch
 from toys import FakeRun
 
@@ -66,7 +67,7 @@ class OnlineRun(FakeRun):
     def register(self, **objects) -> None:
         super().register(**objects)
         if self.double:  # in place: optimisers know these very parameters
-            for thing in self.objects.values():
+            for thing in [*self.objects.values(), *getattr(self, "start", {}).values()]:
                 if isinstance(thing, torch.nn.Module):
                     thing.double()
                 if isinstance(thing, ReplayBuffer):
@@ -92,3 +93,17 @@ class OnlineRun(FakeRun):
 
     def evaluate(self, policy, variant: str = "") -> None:
         self.evaluated.append((self.env_step, variant, policy))
+
+
+def watch_shares(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The dataset's share of every batch drawn from now on, counted on the indices."""
+    shares: list[float] = []
+    draw = ReplayBuffer.draw
+
+    def watched(self, *args):
+        index = draw(self, *args)
+        shares.append((index < self.offline_size).float().mean().item())
+        return index
+
+    monkeypatch.setattr(ReplayBuffer, "draw", watched)
+    return shares

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,12 +22,20 @@ from toys import FakeRun, flat_dataset, make_dataset
 
 from hoard.algos import drbc
 from hoard.envs import tabular
+from hoard.records.errors import BadInput
+from hoard.runners.config import check
+from hoard.runners.evaluate import Evaluator
+from hoard.runners.policy import load_policy
 
 ONLINE = {"online_steps": 430, "warmup_steps": 60, "expert_fraction": 0.4, "eval_every": 200, "checkpoint_every": 100}
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def actor_of(dataset, cfg: drbc.Config, seed: int = 0) -> drbc.Actor:
+    return drbc.Actor(cfg, dataset.obs_dim, dataset.action_dim, generator(seed))
 
 
 def gaussians(n: int = 60, dim: int = 2, seed: int = 0) -> list[torch.Tensor]:
@@ -91,7 +102,7 @@ def test_kl_of_gaussians_and_its_estimate():
 def test_a_policy_has_no_kl_to_itself_and_the_floor_applies_to_the_reference_alone():
     dataset = flat_dataset()
     cfg = drbc.Config(hidden=(8,), ref_mixture=0.0, kl_estimate="analytic", ref_log_std_min=-5.0)
-    actor = drbc.Actor(dataset, cfg, generator())
+    actor = actor_of(dataset, cfg)
     obs = torch.as_tensor(dataset.obs)
     action, kl = drbc.sample_with_kl(actor, actor, 0.0, obs, cfg, generator())
     assert action.abs().max() < 1
@@ -110,7 +121,7 @@ def test_a_policy_has_no_kl_to_itself_and_the_floor_applies_to_the_reference_alo
 
 def test_clone_loss_is_the_mean_negative_log_likelihood():
     dataset = flat_dataset()
-    clone = drbc.Actor(dataset, drbc.Config(hidden=(8,)), generator())
+    clone = actor_of(dataset, drbc.Config(hidden=(8,)))
     obs, action = torch.as_tensor(dataset.obs), torch.as_tensor(dataset.action) * 0.9
     mean, log_std = clone(obs)
     dist = TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform())
@@ -128,7 +139,7 @@ def test_saturated_demonstrations_are_fitted_without_blowing_up():
     dataset = make_dataset(obs, ones, np.arange(40.0), np.zeros(40, bool), [20, 20])
     run = FakeRun(dataset, seed=0)
     drbc_run = run_clone(run, demonstrations=2, updates=50)
-    assert all(torch.isfinite(p).all() for p in drbc_run.objects["clone"].parameters())
+    assert all(torch.isfinite(p).all() for p in drbc_run.objects["networks.clone"].parameters())
     assert (drbc_run.objects["buffer"].action.abs() == 1).all()  # what RL learns from is not clipped
 
 
@@ -185,7 +196,9 @@ def test_schedules_of_the_weight():
     assert at(0) == at(999) == 0.4
     log = torch.zeros((), requires_grad=True)
     for kl, rises in ((4.0, True), (2.0, False)):
-        (gradient,) = torch.autograd.grad(drbc.multiplier_loss(log, torch.tensor(kl), 3.0), log)
+        loss, metrics = drbc.kl_weight_loss(log, torch.tensor(kl), 3.0)
+        assert metrics["losses/kl_weight"].requires_grad is False
+        (gradient,) = torch.autograd.grad(loss, log)
         assert (gradient.item() < 0) is rises
 
 
@@ -232,7 +245,7 @@ def test_the_clone_looks_at_the_demonstrations_alone():
 
     run.register = spoil
     run_clone(run, demonstrations=1, expert_fraction=0.4, updates=20)
-    assert all(torch.isfinite(p).all() for p in run.objects["clone"].parameters())
+    assert all(torch.isfinite(p).all() for p in run.objects["networks.clone"].parameters())
 
 
 def test_the_reference_is_the_clone_that_fitted_held_out_episodes_best():
@@ -244,7 +257,7 @@ def test_the_reference_is_the_clone_that_fitted_held_out_episodes_best():
     def look():
         if "clone/nll_held_out" in run.logged[-1]:
             held_out.append(run.logged[-1]["clone/nll_held_out"].item())
-            snapshots.append(copy.deepcopy(run.objects["clone"].state_dict()))
+            snapshots.append(copy.deepcopy(run.objects["networks.clone"].state_dict()))
 
     run.on_update = look
     run_clone(run, demonstrations=12, holdout=0.25, updates=600, hidden=(64,))
@@ -253,9 +266,9 @@ def test_the_reference_is_the_clone_that_fitted_held_out_episodes_best():
     assert best < 5  # it did overfit
     reference = run.objects["reference"].state_dict()
     assert all(torch.equal(reference[k], snapshots[best][k]) for k in reference)
-    assert run.objects["best"][0].item() == pytest.approx(min(held_out))
+    assert run.objects["best_nll"][0].item() == pytest.approx(min(held_out))
     alone = run_clone(FakeRun(dataset, seed=0), demonstrations=5, updates=3)  # half an episode held out: none
-    assert alone.objects["reference"] is alone.objects["clone"]
+    assert alone.objects["reference"] is alone.objects["networks.clone"]
 
 
 def test_rewards_are_scaled_by_their_range():
@@ -264,6 +277,17 @@ def test_rewards_are_scaled_by_their_range():
     assert drbc.reward_scale(dataset, 2.0) == 2.0
     with pytest.raises(ValueError, match="reward_scale"):
         drbc.reward_scale(flat_dataset(rewards=np.ones(10)), None)
+
+
+def test_online_steps_are_stored_as_the_data_are():
+    """Rewards by the same factor, actions in [-1, 1], whatever the environment's units."""
+    dataset = flat_dataset(high=3.0)
+    run = online(dataset)
+    stored, scale = run.objects["buffer"], drbc.reward_scale(dataset, None)
+    torch.testing.assert_close(stored.reward[:50], scale * torch.as_tensor(dataset.reward))
+    torch.testing.assert_close(stored.action[:50], torch.as_tensor(dataset.action) / 3)
+    torch.testing.assert_close(stored.reward[50:], scale * torch.tensor(run.env.rewards))
+    torch.testing.assert_close(stored.action[50:], torch.as_tensor(np.array(run.env.actions)) / 3)
 
 
 # --- the online stage, looked into ---
@@ -291,14 +315,17 @@ def same(a, b) -> bool:
 
 def test_rl_starts_as_the_clone_and_the_reference_stays():
     warm = online(warmup_steps=100)
-    assert same(warm.objects["actor"], warm.objects["clone"])
+    assert same(warm.objects["networks.actor"], warm.objects["networks.clone"])
     assert not any("losses/actor" in metrics for metrics in warm.logged)
-    assert sum("losses/critic" in metrics for metrics in warm.logged) == 33 == warm.update  # from the 8th step on
+    assert sum("losses/critic" in metrics for metrics in warm.logged) == 33  # from the 8th step on
+    assert warm.update == 5 + 33  # of the clone, then of RL
     after = online()
     assert same(after.objects["reference"], warm.objects["reference"])
-    assert not same(after.objects["actor"], after.objects["reference"])
+    assert not same(after.objects["networks.actor"], after.objects["reference"])
     assert sum("losses/actor" in metrics for metrics in after.logged) == 20
-    assert not same(online(warmup_steps=100, actor_init="random").objects["actor"], warm.objects["clone"])
+    assert not same(
+        online(warmup_steps=100, actor_init="random").objects["networks.actor"], warm.objects["networks.clone"]
+    )
 
 
 def test_penalty_reaches_actor_and_target_as_asked():
@@ -307,12 +334,12 @@ def test_penalty_reaches_actor_and_target_as_asked():
         online(**o, kl_weight=w) for o, w in (({}, 5.0), ({"kl_in_target": False}, 5.0), ({}, 0.0))
     )
     q = lambda run: next(m["values/q"].item() for m in reversed(run.logged) if "values/q" in m)  # noqa: E731
-    assert not same(both.objects["actor"], none.objects["actor"])
-    assert not same(actor_only.objects["actor"], none.objects["actor"])
+    assert not same(both.objects["networks.actor"], none.objects["networks.actor"])
+    assert not same(actor_only.objects["networks.actor"], none.objects["networks.actor"])
     assert q(both) != q(actor_only)
     # While the actor is the clone, a penalty of the actor alone cannot be told from none.
     warm = [online(warmup_steps=100, kl_in_target=False, kl_weight=w) for w in (5.0, 0.0)]
-    assert same(warm[0].objects["critic"], warm[1].objects["critic"])
+    assert same(warm[0].objects["networks.critic"], warm[1].objects["networks.critic"])
 
 
 def test_a_heavy_penalty_holds_the_actor_to_the_clone():
@@ -336,26 +363,53 @@ def test_demonstrations_in_rl_batches(monkeypatch):
     assert set(sizes) == {6}
     run = online(demo_ratio=1.0)
     assert len(sizes) == 33
-    assert run.update == 33
+    assert run.update == 5 + 33
 
 
 def test_the_budget_moves_the_weight():
     up = online(kl_rule="budget", kl_budget=-100.0, kl_weight=0.5)
     down = online(kl_rule="budget", kl_budget=1e6, kl_weight=0.5)
-    assert down.objects["multiplier"].log.exp() < 0.5 < up.objects["multiplier"].log.exp()
+    assert down.objects["networks.kl_weight"]() < 0.5 < up.objects["networks.kl_weight"]()
 
 
 def test_headline_and_sampled_policies():
-    run = online(flat_dataset(high=3.0))
+    """The mean without a draw, the actor itself; the variant draws from the evaluation's generator alone."""
+    run = online()
     (step, name, policy), (_, sampled_name, sampled) = run.evaluated
     assert (step, name, sampled_name) == (40, "", "sampled")
+    assert policy is run.objects["networks.actor"]
     obs = torch.zeros(2000, 3)
     before = run.generator.get_state()
-    mean, draws = policy(obs, None), sampled(obs, None)
+    histories = [SimpleNamespace(generator=generator(7)) for _ in range(2)]
+    mean, draws, again = policy.act(obs), sampled(obs, histories[0]), sampled(obs, histories[1])
     assert torch.equal(run.generator.get_state(), before)
     assert (mean == mean[0]).all()
+    assert torch.equal(draws, again)
     assert draws.std(dim=0).min() > 0.01
-    assert draws.abs().max() <= 3
+    assert draws.abs().max() <= 1
+
+
+def test_uniform_from_clone_keeps_the_entropy_and_drops_the_clone_from_the_penalty():
+    """The penalty is the negative entropy but for a constant, whatever the clone is; RL starts as the clone."""
+    cfg = drbc.Config(hidden=(8,), **drbc.PRESETS["uniform_from_clone"])
+    dataset = flat_dataset()
+    obs, actor = torch.as_tensor(dataset.obs), actor_of(dataset, cfg)
+    kls = []
+    for seed in (1, 2):
+        mixture = drbc.mixture_share(cfg, demonstrations=20)
+        _, kl = drbc.sample_with_kl(actor, actor_of(dataset, cfg, seed), mixture, obs, cfg, generator())
+        kls.append(kl)
+    mean, log_std = actor(obs)
+    u = mean + log_std.exp() * torch.randn(mean.shape, generator=generator())
+    torch.testing.assert_close(kls[0], drbc.squashed_log_prob(mean, log_std, u) + 2 * math.log(2))
+    assert torch.equal(*kls)
+
+    preset = drbc.PRESETS["uniform_from_clone"]
+    warm = online(warmup_steps=100, **preset)
+    assert same(warm.objects["networks.actor"], warm.objects["networks.clone"])
+    one, two = (online(kl_weight=w, **preset) for w in (0.0, 5.0))  # it is not the ablation of the whole penalty
+    assert not same(one.objects["networks.actor"], two.objects["networks.actor"])
+    assert {k: v for k, v in vars(drbc.Config(**preset)).items() if v != getattr(drbc.Config(), k)} == preset
 
 
 @pytest.mark.parametrize(
@@ -369,16 +423,23 @@ def test_headline_and_sampled_policies():
         ({"kl_rule": "budget", "kl_weight": 0.0}, "kl_weight 0"),
         ({"anneal_by": 0.0}, "anneal_by"),
         ({"expert_fraction": 1.2}, "expert_fraction 1.2"),
+        ({"demonstrations": -1}, "demonstrations -1"),
+        ({"warmup_steps": -1}, "warmup_steps -1"),
+        ({"holdout": 1.0}, "holdout 1.0"),
+        ({"action_clip": 0.0}, "action_clip 0.0"),
+        ({"reward_scale": 0.0}, "reward_scale 0.0"),
+        ({"ref_log_std_min": -6.0}, "ref_log_std_min -6.0"),
+        ({"target_tau": 1.5}, "target_tau 1.5"),
     ],
 )
 def test_unusable_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        drbc.train(drbc.Config(**options), OnlineRun(flat_dataset(), seed=0))
+    with pytest.raises(BadInput, match=re.escape(message)):
+        check(drbc.Config(**options))
 
 
 def test_presets_are_usable():
     for options in drbc.PRESETS.values():
-        drbc.check(drbc.Config(**options))
+        check(drbc.Config(**options))
 
 
 # --- whole runs ---
@@ -395,8 +456,8 @@ def test_without_online_steps_the_clone_is_the_result(tiny, run_file, tmp_path):
     folder = only_run(tmp_path / "results")
     assert points(folder) == {("", 30, 0, False): 2, ("", 60, 0, True): 3, ("sampled", 60, 0, True): 3}
     objects = checkpoint(folder)["objects"]
-    assert not objects["critic_adam"]["state"]
-    assert objects["clone_adam"]["state"]
+    assert not objects["optimizers.critic"]["state"]
+    assert objects["optimizers.clone"]["state"]
 
 
 @pytest.mark.parametrize("preset", ["drbc", "uniform"])
@@ -419,3 +480,20 @@ def test_killed_online_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "resuming after environment step" in resumed.stdout
     assert_same_run(tmp_path / "straight", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("online_steps", [0, 60])
+def test_the_kept_policy_is_the_evaluated_actor(tiny, run_file, tmp_path, online_steps):
+    """The clone of a run without an online stage, else the trained actor; both from raw observations."""
+    options = small(tiny, **ONLINE | {"online_steps": online_steps, "warmup_steps": 40, "updates": 20})
+    done = run_file("drbc", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = only_run(tmp_path / "results")
+    policy = load_policy(folder)
+    saved = checkpoint(folder)["objects"]
+    wanted = saved["networks.actor" if online_steps else "reference"]
+    assert all(torch.equal(value, wanted[name]) for name, value in policy.actor.state_dict().items())
+    rows = pd.read_parquet(folder / "episodes.parquet").query("final and variant == ''")
+    with contextlib.closing(Evaluator(policy.task)) as evaluate:
+        again = evaluate(policy.actor, rows["eval_seed"].tolist(), generator())
+    assert [row["return"] for row in again] == rows["return"].tolist()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +18,8 @@ from hoard.datasets.minari import writer
 from hoard.datasets.minari.store import is_stored
 from hoard.datasets.recipes import tabular as recipe
 from hoard.envs import tabular
+from hoard.runners.evaluate import Evaluator, evaluation_generator
+from hoard.runners.policy import load_policy
 
 CHAIN = "test/chain-v0"
 
@@ -360,12 +365,65 @@ def test_killed_and_resumed_equals_undisturbed(chain, run_file, tmp_path):
     assert_same_run(tmp_path / "straight", tmp_path / "broken")
 
 
+def test_the_actor_draws_from_the_step_of_its_table():
+    """One-hot actions in the environment's units, as often as the table says, from the evaluation's generator."""
+    actor = algo.Actor(algo.Config(), 3, 4, torch.Generator(), 2)
+    assert (actor.table == 0.25).all()
+    assert actor.scale_actions is False
+    table = torch.tensor(np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 3)))
+    actor.table.copy_(table)
+    state = 1
+    obs = torch.eye(3)[[state] * 20_000]
+    for h in (0, 1):
+        history = [SimpleNamespace(t=h, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
+        actions = actor.act(obs, history[0])
+        assert torch.equal(actions, actor.act(obs, history[1]))
+        assert set(actions.unique().tolist()) == {0.0, 1.0}
+        assert (actions.sum(dim=1) == 1).all()
+        torch.testing.assert_close(actions.mean(dim=0).double(), table[h, state], atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("online_steps", [0, 100])
+def test_the_kept_policy_is_the_evaluated_table(chain, run_file, tmp_path, online_steps):
+    done = run_file("drbc_tabular", *options(chain, online_steps=online_steps))
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = only_run(tmp_path / "results")
+    policy = load_policy(folder)
+    rows = pd.read_parquet(folder / "episodes.parquet").query("final and variant == ''")
+    clone = algo.clone_of(load(chain), algo.Config(demonstrations=10), 20)
+    kept = policy.actor.table.numpy()
+    assert kept.shape == (20, 31, 2)
+    assert (kept == clone).all() == (online_steps == 0)
+    if online_steps:
+        model = algo.Model(31, 2)
+        model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["objects"]["model"])
+        assert model.counts.sum() == 100
+    # The same seeds and the generator of that evaluation give the same episodes.
+    place = evaluation_generator(0, int(rows["update"].iloc[0]), online_steps)
+    with contextlib.closing(Evaluator(policy.task)) as evaluate:
+        again = evaluate(policy.actor, rows["eval_seed"].tolist(), place)
+    assert [row["return"] for row in again] == rows["return"].tolist()
+    # And it acts one episode on, from plain arrays.
+    obs, reward, seen = np.eye(31, dtype=np.float32)[15], None, []
+    for _ in range(20):
+        seen.append(policy(obs, reward))
+        reward = 0.0
+    assert all(sorted(action.tolist()) == [0.0, 1.0] for action in seen)
+
+
 def test_other_data_and_wrong_options_are_refused(tiny, chain, run_file):
     done = run_file("drbc_tabular", *options(tiny))
     assert done.returncode == 1
     assert "not one-hot" in done.stdout
     assert "demonstrations 31" in run_file("drbc_tabular", *options(chain, demonstrations=31)).stdout
-    assert "kl_weight 0 makes no use of a clone" in run_file("drbc_tabular", *options(chain, kl_weight=0.0)).stdout
-    assert "kl_weight -0.1" in run_file("drbc_tabular", *options(chain, kl_weight=-0.1)).stdout
+    for name, value, message in (
+        ("kl_weight", 0.0, "kl_weight 0 makes no use of a clone"),
+        ("kl_weight", -0.1, "kl_weight -0.1"),
+        ("delta", 0.0, "delta 0.0"),
+        ("demonstrations", -1, "demonstrations -1"),
+    ):
+        done = run_file("drbc_tabular", *options(chain, **{name: value}))
+        assert done.returncode == 2
+        assert message in done.stderr
     with pytest.raises(ValueError, match="observations are not one-hot"):
         algo.clone_of(flat_dataset(), algo.Config(), 25)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import cache
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from loaded import assert_kept_policy_repeats_the_last_evaluation
 from resume import assert_same_run, dying_at, kill, only_run
 from toys import FakeRun, make_dataset
 
@@ -19,6 +19,11 @@ from hoard.datasets.minari import writer
 from hoard.datasets.minari.store import is_stored
 from hoard.datasets.recipes import comblock
 from hoard.datasets.recipes.in_memory import dataset_of
+from hoard.records.errors import BadInput
+from hoard.runners import config
+from hoard.runners.evaluate import History
+from hoard.runners.task import task_of
+from hoard.runners.training_env import training_batch
 
 LOCK = "test/comblock-v0"
 
@@ -48,9 +53,19 @@ class OnlineRun(FakeRun):
         self.cfg, self.env_step, self.update = cfg, 0, 0
         self.episode_limit = dataset.env_spec.max_episode_steps
 
+    def training_batch(self, n):
+        return training_batch(task_of(self.dataset), n, 0, self._spend)
+
+    def _spend(self, steps):
+        self.env_step += steps
+
     def online(self, steps):
         while self.env_step < steps:
             yield
+
+    def log(self, metrics, updates=1):
+        self.update += updates
+        super().log(metrics)
 
 
 def lock_data(horizon: int = 3, episodes: int = 200):
@@ -92,18 +107,27 @@ def test_converged_rows_are_frozen_and_others_go_on():
     torch.testing.assert_close(x[1:], alone)
 
 
-def small_policy(groups: int = 2, obs: int = 3, actions: int = 2) -> hnpg.GaussianPolicy:
-    policy = hnpg.GaussianPolicy(groups, [obs, 4, actions], generator())
+def new_actor(steps: int, obs: int, actions: int, hidden: tuple[int, ...] = (), **options) -> hnpg.Actor:
+    return hnpg.Actor(hnpg.Config(policy_hidden=hidden, **options), obs, actions, generator(), steps)
+
+
+def new_critic(steps: int, obs: int, actions: int, hidden: tuple[int, ...] = (4,), bound: float = 1.0, kind=None):
+    cfg, bounds = hnpg.Config(critic_hidden=hidden), np.full(actions, bound)
+    return (kind or hnpg.Critic)(cfg, obs, -bounds, bounds, generator(1), steps)
+
+
+def small_actor(groups: int = 2, obs: int = 3, actions: int = 2, **options) -> hnpg.Actor:
+    actor = new_actor(groups, obs, actions, (4,), **options)
     with torch.no_grad():
-        policy.mean.weights[-1].mul_(10)
-        policy.log_std.copy_(0.3 * randn(groups, 1, actions, seed=5))
-    return policy
+        actor.mean.weights[-1].mul_(10)
+        actor.log_std.copy_(0.3 * randn(groups, 1, actions, seed=5))
+    return actor
 
 
-def one_policy(policy: hnpg.GaussianPolicy, group: int):
+def one_policy(actor: hnpg.Actor, group: int):
     """theta -> (mean, std) of one group as a function of a flat vector, written without the stack."""
-    shapes = [p[group].shape for p in policy.parameters()]
-    names = [name for name, _ in policy.named_parameters()]
+    shapes = [p[group].shape for p in actor.parameters()]
+    names = [name for name, _ in actor.named_parameters()]
 
     def outputs(theta: torch.Tensor, obs: torch.Tensor):
         parts = dict(zip(names, (t.view(s) for t, s in zip(theta.split([s.numel() for s in shapes]), shapes))))
@@ -114,10 +138,10 @@ def one_policy(policy: hnpg.GaussianPolicy, group: int):
     return outputs
 
 
-def dense_fisher(policy, group, obs, weight):
+def dense_fisher(actor, group, obs, weight):
     """E[J' M J] with the Fisher matrix M of a diagonal Gaussian in (mean, std): diag(1/std^2, 2/std^2)."""
-    outputs = one_policy(policy, group)
-    theta = hnpg.flat(policy.parameters())[group].detach()
+    outputs = one_policy(actor, group)
+    theta = hnpg.flat(actor.parameters())[group].detach()
     total = 0
     for row, w in zip(obs, weight):
         flat = lambda t, row=row: torch.cat([x.flatten() for x in outputs(t, row[None])])  # noqa: E731
@@ -128,51 +152,51 @@ def dense_fisher(policy, group, obs, weight):
 
 
 def test_fisher_product_is_the_dense_matrix():
-    policy, obs = small_policy(), randn(2, 7, 3, seed=1)
+    actor, obs = small_actor(), randn(2, 7, 3, seed=1)
     weight = torch.softmax(randn(7, seed=2), dim=0)
-    product = hnpg.fisher(policy, obs, weight, damping=0.1)
-    v = randn(*hnpg.flat(policy.parameters()).shape, seed=3)
+    product = hnpg.fisher(actor, obs, weight, damping=0.1)
+    v = randn(*hnpg.flat(actor.parameters()).shape, seed=3)
     for g in range(2):
-        dense = dense_fisher(policy, g, obs[g], weight) + 0.1 * torch.eye(v.shape[1], dtype=torch.float64)
+        dense = dense_fisher(actor, g, obs[g], weight) + 0.1 * torch.eye(v.shape[1], dtype=torch.float64)
         torch.testing.assert_close(product(v)[g], dense @ v[g], rtol=1e-8, atol=1e-10)
 
 
 def step_problem(groups: int = 2, n: int = 40):
-    policy, obs = small_policy(groups), randn(groups, n, 3, seed=1)
-    action = policy.sample(obs, generator(4))
+    actor, obs = small_actor(groups), randn(groups, n, 3, seed=1)
+    action = actor.explore(obs, generator(4))
     advantage = action[..., 0] - 0.5 * action[..., 1] * obs[..., 0] + 0.3 * randn(groups, n, seed=6)
-    return policy, obs, action, advantage, torch.full((n,), 1 / n, dtype=torch.float64)
+    return actor, obs, action, advantage, torch.full((n,), 1 / n, dtype=torch.float64)
 
 
 def test_the_step_is_the_dense_natural_gradient():
     """Policy gradient by the score function, dense Fisher solve, length by the trust region: equal to the step made."""
-    policy, obs, action, advantage, weight = step_problem()
-    before = hnpg.flat(policy.parameters()).detach().clone()
+    actor, obs, action, advantage, weight = step_problem()
+    before = hnpg.flat(actor.parameters()).detach().clone()
     wanted = []
     for g in range(2):
-        outputs, theta = one_policy(policy, g), before[g].clone().requires_grad_()
+        outputs, theta = one_policy(actor, g), before[g].clone().requires_grad_()
         density = torch.distributions.Normal(*outputs(theta, obs[g])).log_prob(action[g]).sum(-1)
         (gradient,) = torch.autograd.grad((weight * advantage[g] * density).sum(), theta)
-        matrix = dense_fisher(policy, g, obs[g], weight) + 0.1 * torch.eye(len(theta), dtype=torch.float64)
+        matrix = dense_fisher(actor, g, obs[g], weight) + 0.1 * torch.eye(len(theta), dtype=torch.float64)
         natural = torch.linalg.solve(matrix, gradient)
         wanted.append(natural * math.sqrt(2 * 0.01 / (natural @ matrix @ natural)))
     cfg = hnpg.Config(cg_steps=100, cg_tolerance=1e-24)
-    metrics = hnpg.trust_region_step(policy, obs, action, advantage, weight, cfg)
+    metrics = hnpg.trust_region_step(actor, obs, action, advantage, weight, cfg)
     assert metrics["policy/accepted"] == 1
-    made = hnpg.flat(policy.parameters()).detach() - before
+    made = hnpg.flat(actor.parameters()).detach() - before
     torch.testing.assert_close(made, torch.stack(wanted), rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("check", [True, False])
 def test_kl_bound(check):
     """With the check no policy ends beyond max_kl, although the quadratic model, here badly wrong, says so."""
-    policy, obs, action, advantage, weight = step_problem(groups=6)
+    actor, obs, action, advantage, weight = step_problem(groups=6)
     with torch.no_grad():
-        before = tuple(t.clone() for t in policy(obs))
+        before = tuple(t.clone() for t in actor(obs))
     cfg = hnpg.Config(max_kl=0.5, ls_kl_check=check, damping=1e-4, ls_accept=0.01, cg_steps=30)
-    metrics = hnpg.trust_region_step(policy, obs, action, advantage, weight, cfg)
+    metrics = hnpg.trust_region_step(actor, obs, action, advantage, weight, cfg)
     with torch.no_grad():
-        now = policy(obs)
+        now = actor(obs)
     normal = lambda pair: torch.distributions.Normal(pair[0], pair[1].exp().expand_as(pair[0]))  # noqa: E731
     kl = torch.distributions.kl_divergence(normal(before), normal(now)).sum(-1).mean(-1)
     assert metrics["policy/kl"].item() == pytest.approx(kl.mean().item())
@@ -181,11 +205,11 @@ def test_kl_bound(check):
 
 
 def test_a_step_that_cannot_improve_is_refused_for_its_policy_alone():
-    policy, obs, action, advantage, weight = step_problem()
+    actor, obs, action, advantage, weight = step_problem()
     advantage[1] = 0  # nothing to gain: gradient 0
-    before = hnpg.flat(policy.parameters()).detach().clone()
-    metrics = hnpg.trust_region_step(policy, obs, action, advantage, weight, hnpg.Config())
-    after = hnpg.flat(policy.parameters()).detach()
+    before = hnpg.flat(actor.parameters()).detach().clone()
+    metrics = hnpg.trust_region_step(actor, obs, action, advantage, weight, hnpg.Config())
+    after = hnpg.flat(actor.parameters()).detach()
     assert torch.equal(after[1], before[1])
     assert not torch.equal(after[0], before[0])
     assert metrics["policy/accepted"] == 0.5
@@ -193,10 +217,10 @@ def test_a_step_that_cannot_improve_is_refused_for_its_policy_alone():
 
 
 def test_assign_is_the_inverse_of_flat():
-    policy = small_policy()
-    theta = randn(*hnpg.flat(policy.parameters()).shape, seed=9)
-    hnpg.assign(policy, theta)
-    assert torch.equal(hnpg.flat(policy.parameters()), theta)
+    actor = small_actor()
+    theta = randn(*hnpg.flat(actor.parameters()).shape, seed=9)
+    hnpg.assign(actor, theta)
+    assert torch.equal(hnpg.flat(actor.parameters()), theta)
 
 
 def test_stacked_networks_are_separate_networks():
@@ -246,8 +270,10 @@ def test_gae_and_returns_in_closed_form(discount, decay):
 def test_critic_loss_weighs_the_two_parts():
     q, online, offline = randn(7), randn(4, seed=1), randn(3, seed=2)
     a, b = (q[:4] - online).square().sum() / 4, (q[4:] - offline).square().sum() / 3
-    torch.testing.assert_close(hnpg.critic_loss(q, online, offline, 2.5), 2.5 * a + b)
-    torch.testing.assert_close(hnpg.critic_loss(q[:4], online, None, 1.0), a)
+    loss, metrics = hnpg.critic_loss(q, online, offline, 2.5)
+    torch.testing.assert_close(loss, 2.5 * a + b)
+    assert metrics["losses/critic"] == loss
+    torch.testing.assert_close(hnpg.critic_loss(q[:4], online, None, 1.0)[0], a)
 
 
 def tabular(horizon: int, states: int, seed: int = 0):
@@ -284,12 +310,12 @@ def test_hybrid_critic_is_the_exact_q_of_the_policy():
     """
     horizon, states, n = 4, 4, 1500
     following, reward, p, exact = tabular(horizon, states)
-    policy = hnpg.GaussianPolicy(horizon, [states, 1], generator())
+    actor = new_actor(horizon, states, 1)
     with torch.no_grad():  # P(a > 0) = p: the mean is the normal quantile
         quantile = math.sqrt(2) * torch.erfinv(2 * torch.tensor(p) - 1)
-        policy.mean.weights[0].copy_(quantile[..., None])
-        policy.mean.biases[0].zero_()
-    critic = SignCritic(horizon, [2 * states, 1], torch.tensor([-9.0]), torch.tensor([9.0]), generator())
+        actor.mean.weights[0].copy_(quantile[..., None])
+        actor.mean.biases[0].zero_()
+    critic = new_critic(horizon, 2 * states - 1, 1, (), 9.0, SignCritic)
 
     rng = np.random.default_rng(1)
     eye = torch.eye(states, dtype=torch.float64)
@@ -310,7 +336,7 @@ def test_hybrid_critic_is_the_exact_q_of_the_policy():
     }
     offline["terminated"][-1] = 1
     cfg = hnpg.Config(critic_lr=0.05, critic_steps=300)
-    hnpg.fit_critics(critic, policy, online, offline, cfg, True, 1.0, generator(3))
+    hnpg.fit_critics(critic, actor, online, offline, cfg, True, 1.0, generator(3))
     learnt = critic.net.weights[0].detach()[..., 0] + critic.net.biases[0].detach()[:, 0]
     learnt = learnt.reshape(horizon, 2, states).mT  # (h, state, action)
     np.testing.assert_allclose(learnt, exact, atol=0.15)
@@ -321,11 +347,10 @@ def test_one_shared_critic_reaches_the_discounted_fixed_point():
     """One group: repeated sweeps on offline pairs and returns converge to Q of the policy in a two-state chain."""
     discount, swap = 0.8, torch.tensor([1, 0])
     eye = torch.eye(2, dtype=torch.float64)
-    policy = hnpg.GaussianPolicy(1, [2, 1], generator())
-    critic = SignCritic(1, [4, 1], torch.tensor([-9.0]), torch.tensor([9.0]), generator())
+    actor, critic = new_actor(1, 2, 1), new_critic(1, 3, 1, (), 9.0, SignCritic)
     with torch.no_grad():  # a > 0 always
-        policy.mean.weights[0].zero_()
-        policy.mean.biases[0].fill_(8.0)
+        actor.mean.weights[0].zero_()
+        actor.mean.biases[0].fill_(8.0)
     # a > 0 swaps the states, a < 0 ends the episode; reward 1 in state 0, and 3 for ending in state 1.
     v = np.linalg.solve(np.eye(2) - discount * np.array([[0, 1], [1, 0]]), [1.0, 0.0])
     exact = np.array([[1.0, v[0]], [3.0, v[1]]])  # (state, action)
@@ -339,23 +364,23 @@ def test_one_shared_critic_reaches_the_discounted_fixed_point():
     online = {"obs": eye[state[:, 1::2]], "action": pair["action"][:, 1::2], "target": torch.tensor(v)[None]}
     cfg = hnpg.Config(critic_lr=0.05, critic_steps=100)
     for _ in range(40):
-        hnpg.fit_critics(critic, policy, online, offline, cfg, False, discount, generator())
+        hnpg.fit_critics(critic, actor, online, offline, cfg, False, discount, generator())
     np.testing.assert_allclose(critic(pair["obs"], pair["action"]).detach()[0], exact.flatten(), atol=0.02)
 
 
 def test_value_is_the_mean_over_the_policys_actions():
-    policy = small_policy()
-    critic = hnpg.Critic(2, [5, 4, 1], torch.full((2,), -1.0), torch.full((2,), 1.0), generator(1))
+    actor = small_actor()
+    critic = new_critic(2, 3, 2)
     obs = randn(2, 3, 3, seed=2)
-    value = hnpg.state_value(critic, policy, obs, 7, generator(3))
-    mean, log_std = policy(obs)
+    value = hnpg.state_value(critic, actor, obs, 7, generator(3))
+    mean, log_std = actor(obs)
     noise = torch.randn((2, 7, 3, 2), generator=generator(3), dtype=torch.float64)
     q = [critic(obs, mean + log_std.exp() * noise[:, k]) for k in range(7)]
     torch.testing.assert_close(value, torch.stack(q).mean(dim=0).detach())
 
 
 def test_critic_sees_clipped_actions():
-    critic = hnpg.Critic(1, [5, 4, 1], torch.full((2,), -1.0), torch.full((2,), 1.0), generator())
+    critic = new_critic(1, 3, 2)
     obs = randn(1, 6, 3)
     torch.testing.assert_close(critic(obs, randn(1, 6, 2).sign() * 7), critic(obs, randn(1, 6, 2).sign()))
 
@@ -388,7 +413,7 @@ def baseline(**options):
 
 
 def weights_of(run):
-    return [p.detach() for name in ("policy", "critic") for p in run.objects[name].parameters()]
+    return [p.detach() for name in ("actor", "critic") for p in run.objects[name].parameters()]
 
 
 def test_trpo_never_reads_the_data_and_hnpg_does():
@@ -406,7 +431,7 @@ def test_steps_and_updates_are_counted():
     run = trained(dataset_of("test/a-v0", lock_data()), online_steps=100, batch_steps=31, critic_sweeps=2)
     assert run.env_step == 4 * 33  # 31 rounded up to whole episodes of 3, and on to the end of the round
     assert run.update == 4 * (2 * 3 + 1)
-    assert run.objects["policy"].log_std.shape == (3, 1, 10)
+    assert run.objects["actor"].log_std.shape == (3, 1, 10)
     assert {"online/return", "online/optimal"} <= set(run.logged[0])
 
 
@@ -454,11 +479,50 @@ def test_form_follows_the_data():
         hnpg.has_step_networks(run, hnpg.Config(per_step="yes"))
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"updates": 5}, "updates 5: HNPG has no offline phase"),
+        ({"critic_sweeps": 0}, "critic_sweeps 0: must be at least 1"),
+        ({"batch_steps": 0}, "batch_steps 0: must be at least 1"),
+        ({"max_kl": 0.0}, "max_kl 0.0: must be above 0"),
+        ({"gae_lambda": 1.2}, "gae_lambda 1.2: must be between 0 and 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, text):
+    config.check(hnpg.Config())
+    with pytest.raises(BadInput, match=text):
+        config.check(hnpg.Config(**options))
+
+
 def test_updates_before_going_online_are_refused(lock, run_file, tmp_path):
     done = run_file("hnpg", "--dataset", lock, "--updates", "5", "--online-steps", "30")
-    assert done.returncode == 1
-    (status,) = tmp_path.glob("results/runs/*/*/*/status.json")
-    assert "HNPG has no offline phase" in json.loads(status.read_text())["error"]
+    assert done.returncode == 2
+    assert "HNPG has no offline phase" in done.stderr
+    assert not list(tmp_path.glob("results/runs"))
+
+
+# --- acting ---
+
+
+def at(t: int, seed: int = 0) -> History:
+    return History(t, torch.zeros(4, 3, 3), torch.zeros(4, 2, 2), torch.zeros(4, 2), generator(seed))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_evaluated_action(steps):
+    """That of the present step's network; sampled from the evaluation's generator, or the mean. It has no bounds."""
+    obs = torch.randn(4, 3, generator=generator(8))
+    sampling, mean = small_actor(steps), small_actor(steps, eval_actions="mean")
+    for t in range(2):
+        outputs = one_policy(mean, t if steps == 2 else 0)
+        middle, std = outputs(hnpg.flat(mean.parameters())[t if steps == 2 else 0], obs.double())
+        torch.testing.assert_close(mean.act(obs, at(t)), middle)
+        noise = torch.randn(4, 2, generator=generator(7), dtype=torch.float64)
+        torch.testing.assert_close(sampling.act(obs, at(t, seed=7)), middle + std * noise)
+    assert torch.equal(mean.act(obs, at(0)), mean.act(obs, at(1))) == (steps == 1)
+    many = sampling.explore(torch.zeros(steps, 1000, 3).double(), generator())
+    assert many.abs().max() > 1.5
 
 
 # --- whole runs ---
@@ -483,6 +547,8 @@ def test_run_on_the_lock(lock, run_file, tmp_path, preset):
     metrics = pd.read_parquet(only_run(tmp_path / "results") / "metrics.parquet")
     assert metrics["online/optimal"].notna().all()
     assert metrics["policy/kl"].max() < 0.02
+    policy = assert_kept_policy_repeats_the_last_evaluation(only_run(tmp_path / "results"))
+    assert policy.actor.steps == 3
 
 
 @pytest.mark.parametrize("more", [{}, {"hybrid": "false", "eval_actions": "mean"}])
@@ -494,8 +560,15 @@ def test_run_on_long_episodes(tiny, run_file, tmp_path, more):
     rows = pd.read_parquet(folder / "episodes.parquet")
     assert rows.groupby(["env_step", "final"]).size().to_dict() == {(800, True): 3}  # two rounds of two episodes
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert state["objects"]["policy"]["log_std"].shape == (1, 1, 1)
+    assert state["objects"]["actor"]["log_std"].shape == (1, 1, 1)
     assert pd.read_parquet(folder / "metrics.parquet")["online/return"].notna().all()
+    policy = assert_kept_policy_repeats_the_last_evaluation(folder)
+    with torch.no_grad():  # in environment units, up to 2 for pendulum
+        policy.actor.mean.biases[-1].fill_(1.7)
+        policy.actor.mean.weights[-1].zero_()
+        policy.actor.log_std.fill_(-20)
+    policy.reset()
+    assert policy(np.zeros(3)).tolist() == pytest.approx([1.7])
 
 
 def test_killed_and_resumed_equals_undisturbed(lock, run_file, tmp_path):

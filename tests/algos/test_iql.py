@@ -143,8 +143,8 @@ def test_reward_range_is_cut_at_episode_ends():
     dataset = flat_dataset(rewards=np.repeat([1.0, 2.0, 3.0], 1000), lengths=[1000, 1000, 1000])
     reward = torch.as_tensor(dataset.reward)
     for mode, wanted in (("return_range", reward * 0.5), ("minus_one", reward - 1), ("none", reward)):
-        transform = iql.reward_transform(dataset, iql.Config(reward_mode=mode))
-        assert torch.equal(ReplayBuffer(dataset, **transform).reward, wanted)
+        scale, shift = iql.reward_transform(dataset, iql.Config(reward_mode=mode))
+        assert torch.equal(ReplayBuffer(dataset, reward_scale=scale, reward_shift=shift).reward, wanted)
 
 
 def test_reward_range_of_equal_returns_is_refused():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hoard.runners import suite as suites
+from hoard.runners.sweep import suite as suites
 
 
 def last_score(run_file, results: Path, method: str, dataset: str) -> float:

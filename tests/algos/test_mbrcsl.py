@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from helpers import small
+from loaded import assert_kept_policy_repeats_the_last_evaluation
 from resume import Killed, assert_same_run, only_run
 from toys import FakeRun, flat_dataset, make_dataset
 
 from hoard.algos import mbrcsl
 from hoard.algos.mbrcsl import Config
 from hoard.datasets import ReplayBuffer
-from hoard.envs import make_env
-from hoard.envs.mazes import HiddenGoalMaze
+from hoard.records.errors import BadInput
+from hoard.runners import config
+from hoard.runners.nn import frozen_copy, linear
 from hoard.runners.run import Run
 
 TINY_NETS = {
@@ -34,11 +34,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 class PhasedRun(FakeRun):
-    """With the phases, a folder, and a record of what was said; a round is counted by the phase's name."""
+    """With the phases, and a record of what was said and kept; a round is counted by the phase's name."""
 
-    def __init__(self, dataset, seed: int, folder: Path | None = None) -> None:
+    def __init__(self, dataset, seed: int) -> None:
         super().__init__(dataset, seed)
-        self.folder, self.update, self.rounds, self.said = folder, 0, {}, []
+        self.update, self.rounds, self.said, self.tables = 0, {}, [], {}
         self.evaluation_due = True
         self.policies = []
 
@@ -57,14 +57,21 @@ class PhasedRun(FakeRun):
     def say(self, text):
         self.said.append(text)
 
+    def save_table(self, name, table):
+        self.tables[name] = table.to_pandas()
+
     def evaluate(self, policy):
         self.policies.append(policy)
+
+
+def an_actor(cfg: Config, obs_dim: int = 3, action_dim: int = 2) -> mbrcsl.Actor:
+    return mbrcsl.Actor(cfg, obs_dim, action_dim, seeded())
 
 
 def ensemble(cfg: Config, buffer: ReplayBuffer, seed: int = 0) -> mbrcsl.Ensemble:
     obs_dim, action_dim = buffer.observations.shape[1], buffer.action.shape[1]
     x = torch.cat([buffer.observations[buffer.rows], buffer.action], dim=-1)
-    return mbrcsl.Ensemble(obs_dim + action_dim, obs_dim + 1, *mbrcsl.standardise(x), cfg, seeded(seed))
+    return mbrcsl.Ensemble(obs_dim + action_dim, obs_dim + 1, *mbrcsl.statistics(x), cfg, seeded(seed))
 
 
 # --- sizes as published ---
@@ -77,13 +84,13 @@ def test_the_papers_networks_have_the_papers_sizes():
     count = lambda net: sum(p.numel() for p in net.parameters())  # noqa: E731
     assert count(ensemble(cfg, ReplayBuffer(dataset))) == 868_070 + 10
     assert count(mbrcsl.UNet(4, 2, cfg, seeded())) == 17_633_282
-    assert count(mbrcsl.Policy(dataset, cfg, seeded())) == 1_057_794
+    assert count(an_actor(cfg, 4, 2)) == 1_057_794
     assert math.ceil(199_000 / cfg.diffusion_batch) * 50 == cfg.diffusion_updates
 
 
 def test_presets_are_configs():
     for options in mbrcsl.PRESETS.values():
-        Config(**options)
+        config.check(Config(**options))
     assert "small" in mbrcsl.PRESETS
 
 
@@ -237,11 +244,11 @@ def test_selection_by_likelihood():
     assert (fit.epoch, fit.stale) == (2, 1)
 
 
-def test_predictions_stay_in_the_box_of_the_data(tmp_path):
+def test_predictions_stay_in_the_box_of_the_data():
     """A diverging model: with the option every rollout stays within the data's observations and rewards."""
     for clip in (True, False):
         dataset = flat_dataset(n=50)
-        run = PhasedRun(dataset, 0, tmp_path)
+        run = PhasedRun(dataset, 0)
         options = {"keep_above": -1e9, "clip_predictions": clip, "dynamics_lr": 0.0}
         mbrcsl.train(Config(**TINY_NETS | options), run)
         obs, reward = (run.objects["kept"].rollouts[name] for name in ("obs", "reward"))
@@ -277,11 +284,19 @@ def test_a_step_uses_elites_only_and_each_of_them():
         ({"dynamics_elites": 4}, "dynamics_elites 4"),
         ({"diffusion_embedding": 3}, "diffusion_embedding"),
         ({"diffusion_widths": ()}, "diffusion_widths"),
+        ({"best_share": 0.0}, "best_share 0.0: must be above 0"),
+        ({"num_need_traj": 0}, "num_need_traj 0: must be at least 1"),
+        ({"dynamics_epochs": -1}, "dynamics_epochs -1: must be 0 or more"),
+        ({"diffusion_lr": 0.0}, "diffusion_lr 0.0: must be above 0"),
+        ({"ema_decay": 1.5}, "ema_decay 1.5: must be between 0 and 1"),
+        ({"holdout": 1.0}, "holdout 1.0: must be at least 0 and below 1"),
+        ({"reload_best": "always", "holdout": 0.0}, "reload_best always needs a holdout above 0"),
     ],
 )
-def test_options_that_make_no_network_are_refused(options, text, tmp_path):
-    with pytest.raises(ValueError, match=text):
-        mbrcsl.train(Config(**TINY_NETS | options), PhasedRun(flat_dataset(), 0, tmp_path))
+def test_options_that_make_no_sense_are_refused(options, text):
+    config.check(Config(**TINY_NETS))
+    with pytest.raises(BadInput, match=text):
+        config.check(Config(**TINY_NETS | options))
 
 
 # --- diffusion ---
@@ -336,7 +351,7 @@ def test_diffusion_learns_both_modes_with_their_weights():
     action = modes[second.long()] + width * torch.randn(n, 2, generator=generator)
     cfg = Config(diffusion_widths=(32,), diffusion_embedding=16, diffusion_lr=5e-3, diffusion_updates=600)
     net, schedule = mbrcsl.UNet(1, 2, cfg, generator), mbrcsl.Schedule(10)
-    average = mbrcsl.copy.deepcopy(net)
+    average = frozen_copy(net)
     adam = torch.optim.AdamW(net.parameters(), lr=cfg.diffusion_lr)
     for number in range(1, cfg.diffusion_updates + 1):
         adam.param_groups[0]["lr"] = mbrcsl.diffusion_lr(number, 16, cfg)
@@ -369,8 +384,7 @@ def test_learning_rates():
 
 
 def test_the_average_of_the_weights():
-    net = mbrcsl.linear(1, 1, seeded())
-    average = mbrcsl.linear(1, 1, seeded(1))
+    net, average = linear(1, 1, seeded()), linear(1, 1, seeded(1))
     wanted = None
     for number in range(1, 6):
         with torch.no_grad():
@@ -423,8 +437,6 @@ def test_the_best_share_of_what_passed():
     assert kept.rollouts["number"].tolist() == [2, 5]
     assert "kept 5 of 6" in kept.report(dataset)
     assert "the best 2: predicted return 8.0" in kept.report(dataset)
-    with pytest.raises(ValueError, match="best_share 0"):
-        kept_with([], Config(best_share=0.0))
 
 
 def test_a_threshold_of_ones_own():
@@ -486,80 +498,81 @@ def test_a_rollout_follows_model_and_policy():
     assert [tuple(x.shape) for x in shapes] == [(2, 3, 3), (2, 3, 2), (2, 3)]
 
 
-def played(env, sequence, seed: int):
-    first, _ = env.reset(seed=seed)
-    steps = [env.step(a) for a in sequence]
-    return first, np.array([s[0] for s in steps]), np.array([s[1] for s in steps])
+def test_the_table_holds_what_a_replay_needs():
+    """A row per rollout tried, in order; start and actions, in [-1, 1], of those that are trained on."""
+    _, kept, _ = kept_with([4.0, 1.0], Config(num_need_traj=9, best_share=1.0))
+    action = torch.arange(4.0).reshape(1, 4, 1) / 10
+    kept.add(torch.tensor([[[6.0, 7.0]]]).expand(1, 4, 2), action, torch.full((1, 4), 2.0))
+    rows = kept.table().to_pandas()
+    assert rows.predicted_return.tolist() == [4.0, 1.0, 8.0]
+    assert rows.trained_on.tolist() == [True, False, True]
+    assert rows.start[2].tolist() == [6.0, 7.0]
+    assert rows.action[2] == pytest.approx(action.flatten().numpy())
+    assert rows.start[1] is None
+    assert rows.action[1] is None
 
 
-@pytest.mark.parametrize("env_id", ["hoard/Maze2d-UMaze-v0", "hoard/StitchMaze-v0"])
-def test_replayed_rollouts_return_what_the_environment_pays(env_id):
-    env = make_env(env_id)
-    maze = env.unwrapped
-    assert isinstance(maze, HiddenGoalMaze)
-    rng = np.random.default_rng(0)
-    dataset = flat_dataset()
-    object.__setattr__(dataset, "env_spec", gym.spec(env_id))
-    episodes = []
-    for k in range(3):
-        sequence = rng.uniform(-1, 1, size=(40, 2)).astype(np.float32)
-        start, after, reward = played(env, sequence, seed=k)
-        if "Stitch" in env_id:  # the goal is hidden: the replay has it at the centre of its cell, (1.5, -0.5)
-            reward = np.exp(-np.linalg.norm(after[:, :2] - [1.5, -0.5], axis=1))
-        episodes.append((start, sequence, reward.sum()))
-    starts, actions, totals = (np.array(column) for column in zip(*episodes))
-    assert mbrcsl.replay(dataset, starts, actions) == pytest.approx(totals, abs=1e-4)
-    if "Stitch" in env_id:
-        assert np.ptp(totals) > 0.1
-
-
-def test_elsewhere_nothing_is_replayed():
-    dataset = flat_dataset()
-    assert mbrcsl.replay(dataset, np.zeros((1, 3)), np.zeros((1, 5, 2))) is None
-    object.__setattr__(dataset, "env_spec", gym.spec("Pendulum-v1"))
-    assert mbrcsl.replay(dataset, np.zeros((1, 3)), np.zeros((1, 5, 2))) is None
-
-
-# --- output policy ---
+# --- the policy ---
 
 
 @pytest.mark.parametrize("rtg_input", ["raw", "normalised"])
 def test_the_target_is_reduced_by_what_was_collected(rtg_input):
-    dataset = flat_dataset(high=2.0)
-    policy = mbrcsl.Policy(dataset, Config(hidden=(8,), rtg_input=rtg_input), seeded())
-    policy.target.fill_(50.0)
+    actor = an_actor(Config(hidden=(8,), rtg_input=rtg_input))
+    actor.target.fill_(50.0)
 
     class Now:
         return_so_far = torch.tensor([0.0, 20.0])
 
     seen = []
-    policy.layers[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][:, -1].tolist()))
+    actor.layers[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][:, -1].tolist()))
     obs = torch.randn(2, 3, generator=seeded())
-    action = policy.act(obs, Now())
+    action = actor.act(obs, Now())
     assert seen == [[50.0, 30.0] if rtg_input == "raw" else pytest.approx([1.0, 0.6])]
-    torch.testing.assert_close(action, 2.0 * policy(obs, torch.tensor([50.0, 30.0])))
+    torch.testing.assert_close(action, actor(obs, torch.tensor([50.0, 30.0])))
+
+
+def test_actions_trained_on_and_kept_are_in_unit_range():
+    """The data's actions reach +-2: the behaviour imitates them in [-1, 1], and that is what rollouts and actor see."""
+    dataset = flat_dataset(n=50, high=2.0)
+    run = PhasedRun(dataset, 0)
+    mbrcsl.train(Config(**TINY_NETS | {"keep_above": -1e9}), run)
+    assert np.abs(dataset.action).max() > 1.5
+    assert run.objects["kept"].rollouts["action"].abs().max() <= 1
+    buffer = run.objects["fit"].buffer
+    torch.testing.assert_close(buffer.action, torch.tensor(dataset.action) / 2)
+
+
+def test_the_loss_is_the_squared_error_on_the_kept_actions():
+    actor, generator = an_actor(Config(hidden=(8,))), seeded(1)
+    new = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    batch = {"obs": new(6, 3), "return_to_go": new(6), "action": new(6, 2)}
+    loss, metrics = mbrcsl.actor_loss(actor, batch)
+    error = actor(batch["obs"], batch["return_to_go"]) - batch["action"]
+    assert loss.item() == pytest.approx((error**2).sum().item() / 12)
+    assert metrics["losses/actor"] == loss
+    assert not metrics["losses/actor"].requires_grad
 
 
 def searching(cfg: Config, losses):
-    policy = mbrcsl.Policy(flat_dataset(), cfg, seeded())
-    search = mbrcsl.Search(policy, cfg, seed=0)
+    actor = an_actor(cfg)
+    search = mbrcsl.Search(actor, cfg, seed=0)
     for k, loss in enumerate(losses):
         with torch.no_grad():
-            policy.layers[0].bias.fill_(float(k))
+            actor.layers[0].bias.fill_(float(k))
         search.look(torch.tensor(loss))
-    return policy, search
+    return actor, search
 
 
 def test_best_weights_are_taken_when_the_search_ends():
     """An improvement of less than 1 % is none; five of those end it, at the weights of the best."""
-    policy, search = searching(Config(patience=5, hidden=(4,)), [3.0, 2.0, 1.99, 1.985, 1.99, 1.981, 1.99])
+    actor, search = searching(Config(patience=5, hidden=(4,)), [3.0, 2.0, 1.99, 1.985, 1.99, 1.981, 1.99])
     assert search.ended
-    assert policy.layers[0].bias[0].item() == 1.0
-    policy, search = searching(Config(patience=5, hidden=(4,)), [3.0, 2.0, 1.99, 1.985, 1.99, 1.9, 1.99])
+    assert actor.layers[0].bias[0].item() == 1.0
+    actor, search = searching(Config(patience=5, hidden=(4,)), [3.0, 2.0, 1.99, 1.985, 1.99, 1.9, 1.99])
     assert not search.ended
-    assert policy.layers[0].bias[0].item() == 6.0
+    assert actor.layers[0].bias[0].item() == 6.0
     search.reload()
-    assert policy.layers[0].bias[0].item() == 5.0
+    assert actor.layers[0].bias[0].item() == 5.0
 
 
 def test_hold_out_of_transitions():
@@ -574,62 +587,62 @@ def test_hold_out_of_transitions():
 # --- the whole ---
 
 
-def test_phases_end_where_they_must(tmp_path):
+def test_phases_end_where_they_must():
     """Rollouts stop at num_need_traj; dynamics at their epochs; the target is the largest kept return."""
-    run = PhasedRun(flat_dataset(n=50), 0, tmp_path)
+    run = PhasedRun(flat_dataset(n=50), 0)
     cfg = Config(**TINY_NETS | {"keep_above": -1e9, "rollout_batches": 50, "num_need_traj": 7})
     mbrcsl.train(cfg, run)
     assert run.rounds == {"dynamics": 2 * 3, "diffusion": 6, "rollouts": 2}
-    kept, policy = run.objects["kept"], run.objects["policy"]
+    kept, actor = run.objects["kept"], run.objects["networks.actor"]
     assert len(kept.rollouts["obs"]) == 10
-    assert policy.target == kept.rollouts["reward"].sum(dim=1).max()
-    rows = pd.read_parquet(tmp_path / "rollouts.parquet")
+    assert actor.target == kept.rollouts["reward"].sum(dim=1).max()
+    assert all(policy is actor for policy in run.policies)
+    rows = run.tables["rollouts"]
     assert rows.trained_on.sum() == len(rows) == 10
     assert not rows.predicted_return.is_monotonic_decreasing  # in the order they were tried
     assert rows.predicted_return.to_numpy() == pytest.approx(kept.rollouts["reward"].sum(1).numpy(), rel=1e-5)
     assert rows.start[3].tolist() == pytest.approx(kept.rollouts["obs"][3, 0].tolist())
-    assert rows.replayed_return.isna().all()
-    assert any("not replayed" in text for text in run.said)
+    assert rows.action[3].tolist() == pytest.approx(kept.rollouts["action"][3].flatten().tolist())
 
 
-def test_starts_are_the_datas_own(tmp_path):
-    run = PhasedRun(dataset := flat_dataset(n=50, lengths=[10] * 5), 0, tmp_path)
+def test_starts_are_the_datas_own():
+    run = PhasedRun(dataset := flat_dataset(n=50, lengths=[10] * 5), 0)
     mbrcsl.train(Config(**TINY_NETS | {"keep_above": -1e9, "num_need_traj": 20, "rollout_batches": 4}), run)
     first = {tuple(row) for row in run.objects["kept"].rollouts["obs"][:, 0].tolist()}
     assert first <= {tuple(row) for row in dataset.obs[dataset.starts[:-1]].tolist()}
     assert len(first) > 1
 
 
-def test_without_a_good_rollout_the_run_says_so_and_goes_on(tmp_path):
-    run = PhasedRun(flat_dataset(n=50), 0, tmp_path)
+def test_without_a_good_rollout_the_run_says_so_and_goes_on():
+    run = PhasedRun(flat_dataset(n=50), 0)
     mbrcsl.train(Config(**TINY_NETS | {"keep_above": 1e9}), run)
     assert run.rounds["rollouts"] == 2
     assert any("none of 10 is predicted to return more than 1000000000.0" in text for text in run.said)
     assert len(run.objects["kept"].rollouts["obs"]) == 4
     assert len(run.policies) == 4
-    rows = pd.read_parquet(tmp_path / "rollouts.parquet")
+    rows = run.tables["rollouts"]
     assert len(rows) == 10
     assert sorted(rows.predicted_return[rows.trained_on]) == sorted(rows.predicted_return)[-4:]
 
 
-def test_training_without_the_filter(tmp_path):
-    run = PhasedRun(flat_dataset(n=50), 0, tmp_path)
+def test_training_without_the_filter():
+    run = PhasedRun(flat_dataset(n=50), 0)
     mbrcsl.train(Config(**TINY_NETS | {"filter": False, "keep_above": 1e9}), run)
     assert run.rounds["rollouts"] == 1
     assert len(run.objects["kept"].rollouts["obs"]) == 4
 
 
-def test_dynamics_stop_early(tmp_path):
+def test_dynamics_stop_early():
     """Nothing improves at a learning rate of 0: the first epoch, then as many idle ones as the patience."""
-    run = PhasedRun(flat_dataset(n=50), 0, tmp_path)
+    run = PhasedRun(flat_dataset(n=50), 0)
     mbrcsl.train(Config(**TINY_NETS | {"dynamics_lr": 0.0, "dynamics_patience": 3, "dynamics_epochs": 0}), run)
     assert run.rounds["dynamics"] == (1 + 3) * 3
 
 
 @pytest.mark.parametrize("mode", ["on_stop", "always", "never"])
-def test_reloading_the_best_policy(mode, tmp_path):
+def test_reloading_the_best_policy(mode):
     """The hold-out is looked at every epoch after `search_from`; what is evaluated last is what the option says."""
-    run = PhasedRun(flat_dataset(n=50), 0, tmp_path)
+    run = PhasedRun(flat_dataset(n=50), 0)
     options = {
         "updates": 60,
         "search_from": 0.5,
@@ -642,7 +655,7 @@ def test_reloading_the_best_policy(mode, tmp_path):
         "input_noise": 0.0,
     }
     weights = []
-    run.on_update = lambda: weights.append(run.objects["policy"].layers[0].weight.detach().clone())
+    run.on_update = lambda: weights.append(run.objects["networks.actor"].layers[0].weight.detach().clone())
     mbrcsl.train(Config(**TINY_NETS | options), run)
     weights = weights[-60:]
     looks = sum("losses/holdout" in row for row in run.logged)
@@ -653,30 +666,28 @@ def test_reloading_the_best_policy(mode, tmp_path):
     if mode == "never":
         assert all(not torch.equal(a, b) for a, b in zip(weights, weights[1:]))  # noqa: RUF007
     else:
-        assert sum("losses/policy" in row for row in run.logged) < 60  # the training has ended
+        assert sum("losses/actor" in row for row in run.logged) < 60  # the training has ended
         assert torch.equal(weights[-1], best)
 
 
 def test_input_noise_is_drawn_in_training_alone():
     """It is added to the standardised inputs: the first layer sees the asked spread around them in training alone."""
-    dataset = flat_dataset(n=50)
-    policy = mbrcsl.Policy(dataset, Config(**TINY_NETS | {"input_noise": 0.3}), seeded())
-    policy.shift.fill_(2.0)
-    policy.scale.fill_(4.0)
-    policy.target.fill_(50.0)
+    actor = an_actor(Config(**TINY_NETS | {"input_noise": 0.3}))
+    actor.normalize.fit(torch.full((3,), 2.0), torch.full((3,), 4.0))
+    actor.target.fill_(50.0)
     seen = []
-    policy.layers[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    actor.layers[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     obs, to_go = torch.full((4000, 3), 10.0), torch.full((4000,), 25.0)
     clean = torch.tensor([2.0, 2.0, 2.0, 0.5]).expand(4000, 4)
-    policy(obs, to_go)
+    actor(obs, to_go)
     assert torch.equal(seen[0], clean)
-    policy(obs, to_go, seeded())
+    actor(obs, to_go, seeded())
     assert (seen[1] - clean).std(dim=0).tolist() == pytest.approx([0.3] * 4, rel=0.05)
     assert (seen[1] - clean).mean(dim=0).tolist() == pytest.approx([0.0] * 4, abs=0.02)
 
 
 @pytest.mark.slow
-def test_it_stitches(tmp_path):
+def test_it_stitches():
     """On a line that pays its coordinate, half of the data walk from 0 to 1 and stay, half go back to -1 first and then
     on to 2. Nobody goes straight from 0 to 2; the trained policy does, in the true system."""
     rng = np.random.default_rng(0)
@@ -693,7 +704,7 @@ def test_it_stitches(tmp_path):
             actions.append([np.clip(a, -1, 1)])
             rewards.append(max(0.0, x))
     dataset = make_dataset(obs, actions, rewards, np.zeros(len(rewards), bool), [horizon] * 200)
-    run = PhasedRun(dataset, 0, tmp_path)
+    run = PhasedRun(dataset, 0)
     run.episode_limit, run.evaluation_due = horizon, False
     cfg = Config(
         dynamics_members=3, dynamics_elites=2, dynamics_hidden=(32, 32), dynamics_decay=(1e-5, 1e-5, 1e-5),
@@ -701,10 +712,10 @@ def test_it_stitches(tmp_path):
         updates=2000, lr=3e-3,
     )  # fmt: skip
     mbrcsl.train(cfg, run)
-    policy, x, total = run.objects["policy"], torch.zeros(1, 1), torch.zeros(1)
+    actor, x, total = run.objects["networks.actor"], torch.zeros(1, 1), torch.zeros(1)
     with torch.no_grad():
         for _ in range(horizon):
-            x = x + 0.25 * policy(x, policy.target - total).clamp(-1, 1)
+            x = x + 0.25 * actor(x, actor.target - total).clamp(-1, 1)
             total = total + x[:, 0].clamp(min=0)
     assert total.item() > dataset.returns.max() + 2
 
@@ -730,8 +741,8 @@ def test_killed_in_every_phase_it_ends_with_the_same_bits(tiny, run_file, tmp_pa
     assert straight.returncode == 0, straight.stderr + straight.stdout
     log, point = Run.log, ("", 0)
 
-    def dying(self, metrics):
-        log(self, metrics)
+    def dying(self, metrics, updates=1):
+        log(self, metrics, updates)
         if (self.stage, self.count) == point:
             raise Killed
 
@@ -756,10 +767,18 @@ def test_records_of_a_whole_run(tiny, run_file, tmp_path):
     metrics = pd.read_parquet(folder / "metrics.parquet")
     for phase, column in (
         ("dynamics", "dynamics/holdout"), ("diffusion", "diffusion/loss"), ("rollouts", "rollouts/accepted"),
-        ("", "losses/policy"),
+        ("", "losses/actor"),
     ):  # fmt: skip
         assert metrics[metrics.phase.fillna("") == phase][column].notna().any(), phase
     rows = pd.read_parquet(folder / "rollouts.parquet")
     assert (len(rows), rows.trained_on.sum()) == (36, 5)
     assert rows[rows.trained_on].predicted_return.min() >= rows[~rows.trained_on].predicted_return.max()
     assert "none of 36" in (folder / "log.txt").read_text()
+
+
+def test_the_kept_policy_repeats_the_last_evaluation(tiny, run_file, tmp_path):
+    """Weights, target and statistics of the observations are all in the folder."""
+    assert run_file("mbrcsl", *options(tiny)).returncode == 0
+    policy = assert_kept_policy_repeats_the_last_evaluation(only_run(tmp_path / "results"))
+    assert policy.actor.target != 1
+    assert not torch.equal(policy.actor.normalize.std, torch.ones(3))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import small
-from kept_policy import assert_kept_policy_repeats_the_score
+from kept import assert_kept_policy_repeats_the_score
 from online_toys import OnlineRun
 from resume import assert_same_run, checkpoint, dying_at, kill, only_run
 from stable_baselines3 import SAC

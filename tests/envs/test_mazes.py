@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import hoard.envs  # noqa: F401  registers the ids
+from hoard.envs.mazes import replay_open_loop  # importing it registers the ids
 
 IDS = ["hoard/StitchMaze-v0", "hoard/Maze2d-UMaze-v0", "hoard/Maze2d-Medium-v0"]
 GOALS = {"hoard/Maze2d-UMaze-v0": (-1.0, 1.0), "hoard/Maze2d-Medium-v0": (2.5, -2.5)}
@@ -141,3 +141,28 @@ def test_reaching_the_goal_does_not_terminate_and_success_is_remembered(env):
     assert not truncated
     assert place(env, 0.6)[4]["success"]
     assert not env.reset()[1]["success"]
+
+
+@pytest.mark.parametrize("env_id", ["hoard/Maze2d-UMaze-v0", "hoard/StitchMaze-v0"])
+def test_replays_return_what_the_environment_pays(env_id):
+    env, rng, episodes = gym.make(env_id), np.random.default_rng(0), []
+    for seed in range(3):
+        actions = rng.uniform(-1.2, 1.2, size=(40, 2)).astype(np.float32)  # some beyond the bounds: they are clipped
+        start = env.reset(seed=seed)[0]
+        steps = [env.step(np.clip(action, -1, 1)) for action in actions]
+        reward = np.array([step[1] for step in steps])
+        if "Stitch" in env_id:  # the goal is hidden: the replay has it at the centre of its cell, (1.5, -0.5)
+            after = np.array([step[0] for step in steps])
+            reward = np.exp(-np.linalg.norm(after[:, :2] - [1.5, -0.5], axis=1))
+        episodes.append((start, actions, reward.sum()))
+    env.close()
+    starts, actions, returns = (np.array(column) for column in zip(*episodes))
+    for spec in (env_id, gym.spec(env_id)):
+        assert replay_open_loop(spec, starts, actions) == pytest.approx(returns, abs=1e-4)
+    if "Stitch" in env_id:
+        assert np.ptp(returns) > 0.1
+
+
+def test_elsewhere_nothing_is_replayed():
+    with pytest.raises(ValueError, match="Pendulum-v1: only the mazes of"):
+        replay_open_loop("Pendulum-v1", np.zeros((1, 3)), np.zeros((1, 5, 1)))

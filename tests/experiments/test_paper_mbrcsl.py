@@ -56,6 +56,15 @@ def test_command_writes_the_joined_file_and_the_figure_and_reads_it_again(suite,
     assert rollouts.load(archive).equals(rollouts.load(suite))
 
 
+def test_rollouts_that_were_not_replayed_are_named(suite, capsys):
+    path = next(suite.parent.rglob("rollouts.parquet"))
+    pq.write_table(pq.read_table(path).drop(["replayed_return"]), path)
+    with pytest.raises(SystemExit) as end:
+        rollouts.main([str(suite)])
+    assert end.value.code == 1
+    assert "not replayed yet; run python experiments/paper-mbrcsl/replay.py" in capsys.readouterr().err
+
+
 def test_a_suite_without_rollouts_is_named(quick, capsys):
     with pytest.raises(SystemExit) as end:
         rollouts.main([str(quick.folder)])

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from hoard.runners import suite as suites
-from hoard.runners.main import BadInput
-from hoard.runners.suite import SuiteError, parse_seeds, read, select
-from hoard.runners.sweep import Sweep
+from hoard.cli import main
+from hoard.records.errors import BadInput
+from hoard.runners import algorithms
+from hoard.runners.sweep import suite as suites
+from hoard.runners.sweep.schedule import Sweep
+from hoard.runners.sweep.suite import SuiteError, parse_seeds, read, select
 
 SUITE = """
 description = "a test"
@@ -35,8 +37,6 @@ final_eval_episodes = 3
 checkpoint_every = 40
 [method.iql]
 [method.bc]
-algo = "rcsl"
-options = { preset = "bc" }
 """
 
 
@@ -52,14 +52,14 @@ def algos(tmp_path, monkeypatch):
     """A folder of algorithm files that a test may add to."""
     folder = tmp_path / "algos"
     folder.mkdir()
-    for name in ("iql", "rcsl"):
+    for name in ("iql", "bc"):
         shutil.copy(ROOT / "algos" / f"{name}.py", folder)
-    monkeypatch.setattr(suites, "ALGOS_FOLDER", folder)
+    monkeypatch.setattr(algorithms, "FOLDER", folder)
     return folder
 
 
 def bench(*args: object) -> list[str]:
-    return [sys.executable, "-m", "hoard.runners.cli", "bench", *map(str, args)]
+    return [sys.executable, "-m", "hoard.cli", "bench", *map(str, args)]
 
 
 def rows_of(results: Path) -> dict[str, bytes]:
@@ -124,7 +124,7 @@ def test_killed_interrupted_and_resumed_equals_undisturbed(suite_file, tmp_path)
 
 def test_a_crashing_cell_costs_itself_only(suite_file, algos, tmp_path, capsys):
     """A Python error, a dead interpreter and a file that cannot be imported are listed; the others finish."""
-    source = (algos / "rcsl.py").read_text()
+    source = (algos / "bc.py").read_text()
     start = "def train(cfg: Config, run: Run) -> None:\n"
     (algos / "raises.py").write_text(source.replace(start, start + "    raise KeyError('lost')\n"))
     (algos / "dies.py").write_text(source.replace(start, start + "    import os; os.abort()\n"))
@@ -164,7 +164,7 @@ def test_a_file_edited_during_the_sweep_is_refused(suite_file, algos, tmp_path, 
 
     def edited():
         prepare()
-        (algos / "rcsl.py").write_text((algos / "rcsl.py").read_text() + "\n# edited\n")
+        (algos / "bc.py").write_text((algos / "bc.py").read_text() + "\nEDITED = True\n")
 
     monkeypatch.setattr(sweep, "prepare", edited)
     assert sweep.run() == 1
@@ -173,9 +173,10 @@ def test_a_file_edited_during_the_sweep_is_refused(suite_file, algos, tmp_path, 
 
 
 def test_a_cell_stopped_from_outside_is_not_success(suite_file, algos, tmp_path, capsys):
-    source = (algos / "rcsl.py").read_text()
-    hook = "        run.log(metrics)\n"
-    (algos / "rcsl.py").write_text(
+    source = (algos / "bc.py").read_text()
+    hook = "        run.log(update(buffer.sample(cfg.batch_size, generator)))\n"
+    assert hook in source
+    (algos / "bc.py").write_text(
         source.replace(hook, hook + "        import os, signal\n        os.kill(os.getpid(), signal.SIGTERM)\n")
     )
     sweep = Sweep(select(read(str(suite_file)), ["bc"], seeds="1"), tmp_path / "results", 1, "test")
@@ -189,9 +190,9 @@ def test_two_sweeps_in_one_folder_are_refused(suite_file, tmp_path):
     folder.mkdir(parents=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write("4711")
+        lock.write("process 4711")
         lock.flush()
-        with pytest.raises(BadInput, match=r"another sweep \(process 4711\)"):
+        with pytest.raises(BadInput, match=r"another process \(process 4711\) is working in .*another sweep"):
             Sweep(read(str(suite_file)), tmp_path / "results", 1, "test")
     Sweep(read(str(suite_file)), tmp_path / "results", 1, "test")  # released with the process
 
@@ -203,7 +204,7 @@ def test_a_cell_at_work_elsewhere_is_waited_for(suite_file, tmp_path):
     suite = select(read(str(suite_file)), ["bc"], seeds="1", overrides=longer)
     args = suite.cells()[0].args
     other = subprocess.Popen(
-        [sys.executable, str(ROOT / "algos" / "rcsl.py"), *args, "--results", str(results)], stdout=subprocess.DEVNULL
+        [sys.executable, str(ROOT / "algos" / "bc.py"), *args, "--results", str(results)], stdout=subprocess.DEVNULL
     )
     until(lambda: list(results.glob("runs/*/*/*/.lock")))
     sweep = Sweep(suite, results, 1, "test")
@@ -232,12 +233,14 @@ def test_a_dataset_that_cannot_be_had_fails_its_own_cells(suite_file, tmp_path, 
         (["--algos", "iqll"], "iql"),
         (["--seeds", "none"], "seeds 'none'"),
         (["--jobs", "0"], "--jobs 0"),
+        (["--set", "seed=7"], "'seed' is not an option of a suite"),
+        (["--set", "dataset=test/pendulum-v0"], "'dataset' is not an option of a suite"),
+        (["--set", "results=elsewhere"], "'results' is not an option of a suite"),
+        (["--algos", "../tests/helpers"], "no algorithm '../tests/helpers'"),
         (["--seed", "3"], "--seed"),
     ],
 )
 def test_wrong_requests_are_refused_before_anything_runs(suite_file, tmp_path, args, message, capsys):
-    from hoard.runners.cli import main
-
     with pytest.raises(SystemExit) as end:
         main(["bench", str(suite_file), "--results", str(tmp_path / "results"), *args])
     assert end.value.code == 2
@@ -246,13 +249,11 @@ def test_wrong_requests_are_refused_before_anything_runs(suite_file, tmp_path, a
 
 
 def test_unknown_suites_and_unwritable_results(suite_file, tmp_path, capsys):
-    from hoard.runners.cli import main
-
     (tmp_path / "file").write_text("")
     for args, message in (
         (["bench", "quickk"], "quick"),
         (["bench", str(suite_file), "--results", str(tmp_path / "file")], "is not writable"),
-        (["report", "nothing", "--results", str(tmp_path)], "no cells.json"),
+        (["report", "nothing", "--results", str(tmp_path)], "nor a folder nothing"),
         (["data", "info", "hoard/pendulum/mixd-v0"], "hoard/pendulum/mixed-v0"),
     ):
         with pytest.raises(SystemExit) as end:
@@ -271,7 +272,12 @@ def test_unknown_suites_and_unwritable_results(suite_file, tmp_path, capsys):
         (("seeds = 2", "seeds = 2\nmetric = 'best'"), "metric must be"),
         (("[options]", "[options"), "small.toml"),
         (("[method.bc]", "[method.bc]\ndatasets = ['test/pendulum-v1']"), "nearest: test/pendulum-v0"),
-        (("[method.bc]", "[method.bc]\nseeds = '0,1'"), "method 'bc': seeds must be a count"),
+        (("[method.bc]", "[method.bc]\nseeds = '0,1'"), "method.bc: seeds must be a count"),
+        (("updates = 300", "updates = 300\nseed = 7"), "options: 'seed' is not an option of a suite"),
+        (("[method.bc]", "[method.bc]\noptions = { dataset = 'x' }"), "'dataset' is not an option of a suite"),
+        (("[method.bc]", "[method.'../../evil']"), "method '../../evil': a name has letters"),
+        (('["test/pendulum-v0"]', '["test/pendulum-v0", "test/pendulum-v0"]'), "datasets: .* stands there twice"),
+        (("[method.bc]", "[method.bc.dataset.'test/pendulum-v1']\nlr = 1"), "nearest: test/pendulum-v0"),
     ],
 )
 def test_suite_files_are_checked(suite_file, change, message):
@@ -293,7 +299,9 @@ def test_later_sections_of_a_suite_win(suite_file):
     chosen = select(suite, ["wide"], seeds="1", overrides={"lr": "0.4"})
     assert [cell.options["lr"] for cell in chosen.cells()] == ["0.4"]
     assert [m.name for m in select(suite, ["iql"]).methods] == ["iql"]
-    assert [m.name for m in select(suite, ["rcsl"]).methods] == ["bc"]  # an algorithm: all its methods
+    assert [m.name for m in select(suite, ["iql"]).methods] == ["iql"]
+    suite_file.write_text(SUITE.replace("[method.bc]", '[method.clone]\nalgo = "bc"'))
+    assert [m.name for m in select(read(str(suite_file)), ["bc"]).methods] == ["clone"]  # an algorithm: all its methods
 
 
 def test_a_method_may_be_limited_to_some_datasets(suite_file):
@@ -329,20 +337,120 @@ def test_seeds():
 @pytest.mark.parametrize("name", suites.available())
 def test_shipped_suites_fit_their_algorithm_files(name):
     """Every option of every cell is one the file knows."""
-    from hoard.runners.plan import plan
+    from hoard.runners.sweep.plan import answer
 
     by_file: dict[str, list] = {}
     for cell in read(name).cells():
         by_file.setdefault(cell.algo, []).append({"args": cell.args, "data_hash": "0"})
     for algo, cells in by_file.items():
-        answers = plan(suites.algo_file(algo), cells)
+        answers = answer(algorithms.find(algo), "meaning", algorithms.import_file(algorithms.find(algo)), cells)
         assert not [a["error"] for a in answers if "error" in a]
         assert len({a["run"] for a in answers}) == len(answers)
 
 
+def test_an_algorithm_may_be_a_path(suite_file, tmp_path, monkeypatch):
+    """On the command line and in a suite, where it is relative to the suite's file; settings of its kin reach it."""
+    (tmp_path / "elsewhere").mkdir()
+    fork = tmp_path / "elsewhere" / "my_bc.py"
+    shutil.copy(ROOT / "algos" / "bc.py", fork)
+    suite_file.write_text(SUITE.replace("[method.bc]", "[method.bc]\noptions = { top_fraction = 0.5 }"))
+    suite = select(read(str(suite_file)), ["bc", str(fork)], seeds="1", overrides={"updates": "40"})
+    sweep = Sweep(suite, tmp_path / "results", 2, "test")
+    assert sweep.run() == 0
+    one, two = rows_of(tmp_path / "results").values()
+    assert one == two
+    assert [(job.cell.method, job.overrides["top_fraction"]) for job in sweep.work] == [("bc", 0.5), ("my_bc", 0.5)]
+    suite_file.write_text(SUITE.replace("[method.bc]", "[method.mine]\nalgo = 'elsewhere/my_bc.py'"))
+    monkeypatch.chdir("/")
+    assert [m.algo for m in read(str(suite_file)).methods] == ["iql", str(fork)]
+    suite_file.write_text(SUITE.replace("[method.bc]", "[method.mine]\nalgo = 'elsewhere/no_bc.py'"))
+    with pytest.raises(BadInput, match="no algorithm file"):
+        read(str(suite_file))
+
+
+def test_two_cells_that_would_be_one_run_are_refused(suite_file, tmp_path):
+    suite_file.write_text(SUITE + '[method.again]\nalgo = "bc"\n')
+    sweep = Sweep(select(read(str(suite_file)), seeds="1"), tmp_path / "results", 1, "test")
+    with pytest.raises(BadInput, match=r"again .* and bc .* are the same run"):
+        sweep.run()
+    assert not (tmp_path / "results" / "runs").exists()
+
+
+def test_an_option_nobody_has_names_suite_and_method(suite_file, tmp_path, capsys):
+    suite_file.write_text(SUITE.replace("[method.bc]", "[method.bc]\noptions = { expectile = 0.7 }"))
+    with pytest.raises(SystemExit) as end:
+        main(["bench", str(suite_file), "--results", str(tmp_path / "results")])
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert str(suite_file) in message
+    assert "method bc (bc.py)" in message
+    assert "--expectile" in message
+
+
+def test_a_partial_call_keeps_the_cells_of_a_fuller_one(suite_file, tmp_path):
+    results = tmp_path / "results"
+    whole = select(read(str(suite_file)), seeds="1", overrides={"updates": "40"})
+    assert Sweep(whole, results, 2, "test").run() == 0
+    part = select(read(str(suite_file)), ["bc"], seeds="1", overrides={"updates": "40"})
+    assert Sweep(part, results, 2, "test").run() == 0
+    cells = json.loads((results / "small" / "cells.json").read_text())["cells"]
+    assert {(c["method"], c["selected"], c["status"]) for c in cells} == {
+        ("bc", True, "finished"),
+        ("iql", False, "finished"),
+    }
+
+
+def test_another_suite_of_the_same_name_is_refused(suite_file, tmp_path):
+    results = tmp_path / "results"
+    Sweep(select(read(str(suite_file)), ["bc"], seeds="1", overrides={"updates": "40"}), results, 1, "test").run()
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(suite_file, tmp_path / "other" / "small.toml")
+    with pytest.raises(BadInput, match="another suite called 'small'"):
+        Sweep(read(str(other)), results, 1, "test")
+
+
+def test_a_failure_is_said_to_be_of_its_kind(suite_file, algos, tmp_path):
+    source = (algos / "bc.py").read_text()
+    hook = "        run.log(update(buffer.sample(cfg.batch_size, generator)))\n"
+    for name, line in (
+        ("diverges", "        buffer.action *= float('nan')\n"),
+        ("killed", "        import os\n        os.kill(os.getpid(), 9)\n"),
+        ("raises", "        raise KeyError('lost')\n"),
+    ):
+        (algos / f"{name}.py").write_text(source.replace(hook, line + hook))
+    suite = select(read(str(suite_file)), ["diverges", "killed", "raises"], seeds="1")
+    sweep = Sweep(suite, tmp_path / "results", 2, "test")
+    assert sweep.run() == 1
+    cells = json.loads((tmp_path / "results" / "small" / "cells.json").read_text())["cells"]
+    assert {c["method"]: c["failure"] for c in cells} == {"diverges": "diverged", "killed": "killed", "raises": "error"}
+    (killed,) = [c["error"] for c in cells if c["method"] == "killed"]
+    assert "SIGKILL; perhaps by the kernel, for lack of memory" in killed
+
+
+def test_a_full_disk_ends_the_sweep_in_one_line(suite_file, tmp_path, monkeypatch, capsys):
+    sweep = Sweep(select(read(str(suite_file)), ["bc"], seeds="1"), tmp_path / "results", 1, "test")
+
+    def full(work):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sweep.record, "write", full)
+    assert sweep.run() == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the sweep cannot go on: [Errno 28] No space left on device" in out
+    assert "Traceback" not in out
+
+
+def test_cores_are_counted_where_affinity_is_unknown(monkeypatch):
+    from hoard.runners.sweep.local import cores
+
+    assert cores() >= 1
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert cores() == (os.cpu_count() or 1)
+
+
 def test_ray_runs_the_same_cells(suite_file, tmp_path):
     pytest.importorskip("ray")
-    from hoard.runners.ray_launcher import launch_ray
+    from hoard.runners.sweep.ray import launch_ray
 
     suite = select(read(str(suite_file)), ["bc"], seeds="1", overrides={"updates": "40"})
     for name, launcher in (("here", None), ("ray", launch_ray())):

@@ -1,6 +1,6 @@
 """What reading a D4RL file costs: time against a bare h5py read of the same arrays, memory against the arrays.
 
-Run it by hand, `python tests/benchmarks/load_cost.py`; it writes a file of hopper-medium's shape (a million rows, 11 +
+Run it by hand, `python benchmarks/load_cost.py`; it writes a file of hopper-medium's shape (a million rows, 11 +
 11 + 3 + 3 columns, gzip) into a temporary folder, reads it in fresh processes, the two readers in turn, and exits 1 if
 the time ratio is above 1.3 or the memory ratio above 1.5. Time is CPU time, the best of several reads with the file in
 the page cache: on a busy machine wall time says little. Memory is the growth of the process's peak (ru_maxrss) over

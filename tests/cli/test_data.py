@@ -6,7 +6,7 @@ import shutil
 import h5py
 import pytest
 
-from hoard.runners.cli import main
+from hoard.cli import main
 
 
 @pytest.fixture
