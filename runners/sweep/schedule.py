@@ -9,7 +9,9 @@ the process), and one process at a time in a run's folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import sys
 import time
@@ -37,6 +39,7 @@ from hoard.runners.sweep.plan import Planner, Unusable
 from hoard.runners.sweep.record import Record
 from hoard.runners.sweep.suite import Cell, Suite
 
+_FULL = 1 << 20  # bytes: a disk with less room is full
 _GRACE = 30.0  # seconds a run gets to write its checkpoint after Ctrl-C
 
 
@@ -247,7 +250,10 @@ class Sweep:
         error = status.get("error") if of_this_start else None
         if error and error.startswith("FloatingPointError"):
             failure = "diverged"
-        job.fail(failure, error or f"{how}; {tail(job.log_text(), 3)}")
+        printed = job.log_text()
+        job.fail(failure, error or f"{how}; {tail(printed, 3)}")
+        if os.strerror(errno.ENOSPC) in printed or shutil.disk_usage(self.results).free < _FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.results))  # the next cells would fail alike
 
     def _stop(self, running: list[Job]) -> None:
         for job in running:

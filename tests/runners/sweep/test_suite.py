@@ -1,0 +1,73 @@
+"""Suite files that are no suites, and options that no suite may give."""
+
+from __future__ import annotations
+
+import pytest
+
+from hoard.runners.sweep.suite import SuiteError, available, read, select
+
+TEXT = """
+description = "a test"
+seeds = 2
+datasets = ["test/pendulum-v0"]
+[options]
+updates = 300
+[method.bc]
+"""
+
+
+@pytest.fixture
+def suite_file(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('["test/pendulum-v0"]', "[]", "'datasets' is empty"),
+        ("[method.bc]", "[method]", "'method' is empty"),
+        ("seeds = 2", "seeds = true", "'seeds' is needed and must be a int"),
+        ("[method.bc]", "[method.bc]\nalgo = 3", "method.bc: algo must be the name or the path"),
+        ("[method.bc]", "[method.bc]\nalgo = 'bcc'", "method.bc: no algorithm 'bcc' in algos/; nearest: bc"),
+        ("[method.bc]", "[method.bc]\nalgo = '../tests/helpers'", "no algorithm '../tests/helpers'"),
+        ("[method.bc]", "[method.bc]\nalgo = 'no_such.py'", "method.bc: no algorithm file"),
+        ("[method.bc]", "[method.bc]\ndatasets = 'test/pendulum-v0'", "datasets must be a list"),
+        ("[method.bc]", "[method.bc]\ndatasets = []", "datasets must be a list"),
+        ("[method.bc]", "[method.bc]\nseeds = true", "seeds must be a count"),
+        ("[options]", "dataset = 3\n[options]", "dataset must be tables of options"),
+        ("[options]", "options = 3\n[other]", "unknown key 'other'"),
+        ("updates = 300", "updates = { a = 1 }", "options: updates must be a number"),
+        ("updates = 300", "updates = 1979-05-27", "options: updates must be a number"),
+        ("updates = 300", 'hidden = [16, "--seed", 7]', "options: hidden must be a number"),
+        ("updates = 300", '"seed=7" = []', "'seed=7' is not the name of an option"),
+        ("updates = 300", '"keep-checkpoint" = true', "'keep-checkpoint' is not an option of a suite"),
+    ],
+)
+def test_what_is_no_suite_is_refused(suite_file, before, after, message):
+    assert before in TEXT
+    suite_file.write_text(TEXT.replace(before, after))
+    with pytest.raises(SuiteError) as error:
+        read(str(suite_file))
+    assert message in str(error.value)
+    assert str(suite_file) in str(error.value)
+
+
+def test_a_folder_is_no_suite(tmp_path):
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(SuiteError, match="cannot be read: Is a directory"):
+        read(str(tmp_path / "folder.toml"))
+
+
+def test_no_list_smuggles_an_option_in(suite_file):
+    """`--set hidden=16,--seed,7` would give every cell the seed 7."""
+    with pytest.raises(SuiteError, match="hidden must be a number"):
+        select(read(str(suite_file)), overrides={"hidden": ["16", "--seed", "7"]})
+
+
+@pytest.mark.parametrize("name", available())
+def test_shipped_suites_are_read(name):
+    suite = read(name)
+    assert suite.cells()
+    assert suite.source == ""
