@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from loaded import assert_kept_policy_repeats_the_last_evaluation
+from kept import assert_kept_policy_repeats_the_score
 from resume import assert_same_run, dying_at, kill, only_run
 from toys import FakeRun, make_dataset
 
@@ -547,7 +547,7 @@ def test_run_on_the_lock(lock, run_file, tmp_path, preset):
     metrics = pd.read_parquet(only_run(tmp_path / "results") / "metrics.parquet")
     assert metrics["online/optimal"].notna().all()
     assert metrics["policy/kl"].max() < 0.02
-    policy = assert_kept_policy_repeats_the_last_evaluation(only_run(tmp_path / "results"))
+    policy = assert_kept_policy_repeats_the_score(only_run(tmp_path / "results"))
     assert policy.actor.steps == 3
 
 
@@ -562,7 +562,7 @@ def test_run_on_long_episodes(tiny, run_file, tmp_path, more):
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert state["objects"]["actor"]["log_std"].shape == (1, 1, 1)
     assert pd.read_parquet(folder / "metrics.parquet")["online/return"].notna().all()
-    policy = assert_kept_policy_repeats_the_last_evaluation(folder)
+    policy = assert_kept_policy_repeats_the_score(folder)
     with torch.no_grad():  # in environment units, up to 2 for pendulum
         policy.actor.mean.biases[-1].fill_(1.7)
         policy.actor.mean.weights[-1].zero_()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import small
-from loaded import assert_kept_policy_repeats_the_last_evaluation
+from kept import assert_kept_policy_repeats_the_score
 from resume import Killed, assert_same_run, only_run
 from toys import FakeRun, flat_dataset, make_dataset
 
@@ -779,6 +779,6 @@ def test_records_of_a_whole_run(tiny, run_file, tmp_path):
 def test_the_kept_policy_repeats_the_last_evaluation(tiny, run_file, tmp_path):
     """Weights, target and statistics of the observations are all in the folder."""
     assert run_file("mbrcsl", *options(tiny)).returncode == 0
-    policy = assert_kept_policy_repeats_the_last_evaluation(only_run(tmp_path / "results"))
+    policy = assert_kept_policy_repeats_the_score(only_run(tmp_path / "results"))
     assert policy.actor.target != 1
     assert not torch.equal(policy.actor.normalize.std, torch.ones(3))

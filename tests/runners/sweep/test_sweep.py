@@ -18,6 +18,7 @@ from helpers import ROOT
 from hoard.cli import main
 from hoard.records.errors import BadInput
 from hoard.runners import algorithms
+from hoard.runners.address import address
 from hoard.runners.sweep import suite as suites
 from hoard.runners.sweep.schedule import Sweep
 from hoard.runners.sweep.suite import SuiteError, parse_seeds, read, select
@@ -339,13 +340,13 @@ def test_shipped_suites_fit_their_algorithm_files(name):
     """Every option of every cell is one the file knows."""
     from hoard.runners.sweep.plan import answer
 
-    by_file: dict[str, list] = {}
+    addresses = []
     for cell in read(name).cells():
-        by_file.setdefault(cell.algo, []).append({"args": cell.args, "data_hash": "0"})
-    for algo, cells in by_file.items():
-        answers = answer(algorithms.find(algo), "meaning", algorithms.import_file(algorithms.find(algo)), cells)
-        assert not [a["error"] for a in answers if "error" in a]
-        assert len({a["run"] for a in answers}) == len(answers)
+        file = algorithms.find(cell.algo)
+        told = answer(algorithms.import_file(file), file.name, cell.args, list(cell.options))
+        assert "error" not in told, told
+        addresses.append(address(cell.algo, "meaning", told["config"], "0"))
+    assert len(set(addresses)) == len(addresses)
 
 
 def test_an_algorithm_may_be_a_path(suite_file, tmp_path, monkeypatch):
