@@ -10,10 +10,10 @@ import pytest
 
 from hoard.envs import make_env
 from hoard.runners.evaluate import Evaluator, evaluation_generator
-from hoard.runners.policy import load_policy
+from hoard.runners.policy import Policy, load_policy
 
 
-def assert_kept_policy_repeats_the_score(folder: Path) -> None:
+def assert_kept_policy_repeats_the_score(folder: Path) -> Policy:
     """On the seeds of the run's last evaluation the loaded policy has the same returns; called step by step, nearly."""
     policy = load_policy(folder)
     rows = pd.read_parquet(folder / "episodes.parquet")
@@ -35,3 +35,4 @@ def assert_kept_policy_repeats_the_score(folder: Path) -> None:
     # One row instead of several at once: sums are rounded differently.
     assert total == pytest.approx(rows["return"].iloc[0], rel=1e-3)
     assert np.isfinite(total)
+    return policy

@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT
 
 from hoard.analysis import published, report, results
-from hoard.runners import suite
+from hoard.runners.sweep import suite
 
 CORL = ROOT.parent / "shared" / "data" / "corl_readme_tables.csv"
 

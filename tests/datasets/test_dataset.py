@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hoard.datasets import DatasetError
 from hoard.runners.evaluate import Evaluator
+from hoard.runners.task import task_of
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -203,7 +204,7 @@ TORQUE = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
 
 
 def test_the_evaluator_takes_data_that_fits():
-    Evaluator(toy(obs_dim=3, actions=TORQUE)).close()
+    Evaluator(task_of(toy(obs_dim=3, actions=TORQUE))).close()
 
 
 @pytest.mark.parametrize(
@@ -223,4 +224,4 @@ def test_the_evaluator_takes_data_that_fits():
 )
 def test_the_evaluator_refuses_data_of_another_environment(fields, message):
     with pytest.raises(DatasetError, match=message):
-        Evaluator(toy(**fields))
+        Evaluator(task_of(toy(**fields)))

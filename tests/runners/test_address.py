@@ -81,7 +81,9 @@ def test_comments_docstrings_and_layout_are_not_meaning():
 
 @pytest.mark.parametrize("name", available())
 def test_neutral_options_are_options_of_every_file(name):
-    assert set(NEUTRAL) <= {field.name for field in dataclasses.fields(import_file(ROOT / "algos" / f"{name}.py").Config)}
+    assert set(NEUTRAL) <= {
+        field.name for field in dataclasses.fields(import_file(ROOT / "algos" / f"{name}.py").Config)
+    }
 
 
 def test_a_run_lies_at_its_address_and_a_changed_comment_finds_it(run_file, tiny, tmp_path):
@@ -102,7 +104,7 @@ def test_a_run_lies_at_its_address_and_a_changed_comment_finds_it(run_file, tiny
 
 
 def test_the_numbers_of_this_epoch(run_file, tiny, tmp_path):
-    """A change of shared code that moves these must raise EPOCH: runs made before would else be taken for runs made now.
+    """A change of shared code that moves these must raise EPOCH, or runs made before it are taken for new ones.
 
     Compared with a tolerance that lets rounding on another processor pass.
     """

@@ -222,9 +222,7 @@ def test_state_that_cannot_be_read_back_is_found_out_at_once(tiny, run_file, tmp
     source = (ROOT / "algos" / "bc.py").read_text()
     fork = tmp_path / "fork.py"
     extra = "class Odd:\n    def state_dict(self):\n        return {'x': np.ones(3)}\n\n\ndef train("
-    fork.write_text(
-        source.replace("def train(", extra).replace("run.register(policy", "run.register(odd=Odd(), policy")
-    )
+    fork.write_text(source.replace("def train(", extra).replace("run.register(actor", "run.register(odd=Odd(), actor"))
     assert run_file(fork, *small(tiny)).returncode == 1
     status = json.loads((only_run(tmp_path / "results") / "status.json").read_text())
     assert "cannot be read back" in status["error"]
@@ -308,14 +306,10 @@ def test_evaluating_does_not_change_training(tiny, run_file, tmp_path):
 def test_a_metric_that_appears_late_is_kept(tiny, run_file, tmp_path):
     source = (ROOT / "algos" / "bc.py").read_text()
     fork = tmp_path / "late.py"
-    assert "        run.log(metrics)\n" in source
-    fork.write_text(
-        source.replace(
-            "        run.log(metrics)\n",
-            "        run.log(metrics)\n"
-            "        if number > 30:\n            run.log({'late': torch.tensor(float(number))})\n",
-        )
-    )
+    line = "        run.log(update(buffer.sample(cfg.batch_size, generator)))\n"
+    assert line in source
+    late_too = line + "        if number > 30:\n            run.log({'late': torch.tensor(float(number))})\n"
+    fork.write_text(source.replace(line, late_too))
     assert run_file(fork, *small(tiny)).returncode == 0
     metrics = pd.read_parquet(only_run(tmp_path / "results") / "metrics.parquet")
     late = metrics.set_index("update")["late"]

@@ -64,7 +64,7 @@ def test_a_cell_keeps_its_dataset_and_seed(bc, more):
 
 
 def test_a_file_costs_its_own_cells_only(tmp_path):
-    """No Python, an exit, a dead interpreter, nothing in it; the files after them, one of which prints, are answered."""
+    """No Python, an exit, a dead interpreter, nothing in it; the files after them, one of which prints, are."""
     source = (ROOT / "algos" / "bc.py").read_text()
     for name, text in (
         ("broken", "def ("),

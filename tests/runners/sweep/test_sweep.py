@@ -136,7 +136,13 @@ def test_a_crashing_cell_costs_itself_only(suite_file, algos, tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     status = {job.cell.method: job.status for job in sweep.work}
     assert status == {"bc": "finished", "raises": "failed", "dies": "failed", "unreadable": "failed"}
-    for words in ("FAILED raises", "KeyError: 'lost'", "FAILED dies", "FAILED unreadable", "SyntaxError"):
+    for words in (
+        "FAILED (error) raises",
+        "KeyError: 'lost'",
+        "FAILED (killed) dies",
+        "FAILED (refused) unreadable",
+        "SyntaxError",
+    ):
         assert words in printed
     cells = json.loads((tmp_path / "results" / "small" / "cells.json").read_text())["cells"]
     errors = {cell["method"]: cell["error"] for cell in cells}
