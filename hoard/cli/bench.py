@@ -74,6 +74,9 @@ def _bench(args: argparse.Namespace) -> int:
     from hoard.runners.sweep.schedule import Sweep
 
     suite = suites.select(suites.read(args.suite), args.algos, args.datasets, args.seeds, _overrides(args.set))
+    for method in suite.methods:
+        if method.original:
+            print(f"{method.name}: a fork with {method.original}'s settings in this suite")
     launcher = None
     if args.ray:
         from hoard.runners.sweep.ray import launch_ray

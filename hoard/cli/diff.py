@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -23,14 +22,8 @@ def add_parsers(commands: Any) -> None:
     diff.set_defaults(call=_diff)
 
 
-def share(a: Path, b: Path) -> float:
-    """Lines in common: 2 * matching / (lines of A + lines of B), in order, blank lines aside."""
-    first, second = ([line for line in path.read_text().splitlines() if line.strip()] for path in (a, b))
-    return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio()
-
-
 def _diff(args: argparse.Namespace) -> int:
-    from hoard.runners.algorithms import find
+    from hoard.runners.algorithms import find, share
 
     a, b = find(args.a), find(args.b)
     if not args.quiet:

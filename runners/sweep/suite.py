@@ -56,6 +56,7 @@ class Method:
     by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: tuple[str, ...] | None = None  # those it is limited to
     seeds: int | None = None  # how many it is limited to
+    original: str = ""  # the method whose settings a fork took over
 
 
 @dataclass(frozen=True)
@@ -263,9 +264,10 @@ def select(
     """The part of a suite that was asked for.
 
     A name in `algos` is a method of the suite, or an algorithm (all its methods), or another algorithm file: by name if
-    it is in algos/, else by path. Such a file, if it is called after an algorithm of the suite (`my_iql`, `iql_wide`),
-    takes over that algorithm's settings in the suite: a fork is compared under the same protocol. Raises SuiteError for
-    names that are none of these, for options that are no suite's, and for unknown datasets.
+    it is in algos/, else by path. If it is a fork of an algorithm of the suite, it takes over that algorithm's settings
+    there: both are compared under the same protocol. A fork is called after its original (`my_iql`, `iql_wide`) and has
+    at least half of its lines, so `td3_bc` is no fork of `bc`. Raises SuiteError for names that are none of these, for
+    options that are no suite's, and for unknown datasets.
     """
     _check_options("command line", "--set", overrides or {})
     methods = list(suite.methods)
@@ -300,6 +302,13 @@ def _fork(suite: Suite, given: str) -> Method:
     file = algorithms.find(given)
     name = file.stem
     algo = name if file.parent == algorithms.FOLDER else str(file)
-    kin = [m for m in suite.methods if name.startswith(f"{m.algo}_") or name.endswith(f"_{m.algo}")]
-    # Of several methods on the same file the first listed is its plain form.
-    return replace(kin[0], name=name, algo=algo) if kin else Method(name, algo)
+
+    def likeness(method: Method) -> float:
+        of = algorithms.find(method.algo)
+        called_after = name.startswith(f"{of.stem}_") or name.endswith(f"_{of.stem}")
+        return algorithms.share(of, file) if called_after else 0.0
+
+    original = max(suite.methods, key=likeness)  # of several methods on the same file the first: its plain form
+    if likeness(original) < 0.5:
+        return Method(name, algo)
+    return replace(original, name=name, algo=algo, original=original.name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from hoard.runners import algorithms
+from hoard.runners.algorithms import FOLDER
 from hoard.runners.sweep.suite import SuiteError, available, read, select
 
 TEXT = """
@@ -71,3 +73,33 @@ def test_shipped_suites_are_read(name):
     suite = read(name)
     assert suite.cells()
     assert suite.source == ""
+
+
+def test_a_fork_takes_over_its_originals_settings_and_a_namesake_does_not(suite_file, tmp_path):
+    """A name alone makes no fork: of the file's lines, half must be the original's."""
+    suite_file.write_text(TEXT + '[method.clone]\nalgo = "iql"\n[method.bc_wide]\nalgo = "bc"\n')
+    suite_file.write_text(suite_file.read_text().replace("[method.bc]", "[method.bc]\noptions = { lr = 0.5 }"))
+    lines = (FOLDER / "bc.py").read_text().splitlines()
+    for name, text in (("my_bc", lines), ("bc_cut", lines[: len(lines) // 2]), ("td3_bc", ["x = 1"]), ("mine", lines)):
+        (tmp_path / f"{name}.py").write_text("\n".join(text))
+    files = [str(tmp_path / f"{name}.py") for name in ("my_bc", "bc_cut", "td3_bc", "mine")]
+    chosen = {m.name: (m.original, m.options) for m in select(read(str(suite_file)), files).methods}
+    took = ("bc", {"lr": 0.5})
+    assert chosen == {"my_bc": took, "bc_cut": took, "td3_bc": ("", {}), "mine": ("", {})}
+
+
+def test_a_fork_of_a_fork_follows_the_nearer(suite_file, tmp_path):
+    """`my_two_bc` is called after `bc` and after `two_bc`: the file it shares more lines with is its original."""
+    lines = (FOLDER / "bc.py").read_text().splitlines()
+    (tmp_path / "two_bc.py").write_text("\n".join([*lines, "TWO = 1"] * 2))
+    (tmp_path / "my_two_bc.py").write_text("\n".join([*lines, "TWO = 1"] * 2))
+    suite_file.write_text(TEXT + f"[method.two_bc]\nalgo = '{tmp_path / 'two_bc.py'}'\noptions = {{ lr = 0.1 }}\n")
+    (method,) = select(read(str(suite_file)), [str(tmp_path / "my_two_bc.py")]).methods
+    assert (method.name, method.original, method.options) == ("my_two_bc", "two_bc", {"lr": 0.1})
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_shipped_algorithm_can_be_asked_of_every_suite(name):
+    """None is taken for the fork of another: bench learning --algos td3_bc must not get bc's presets."""
+    for method in select(read(name), algorithms.available()).methods:
+        assert not method.original, method
