@@ -212,7 +212,7 @@ def test_presets_are_configs():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("name", ["iql", "rcsl"])
+@pytest.mark.parametrize("name", ["iql", "rcsl", "td3_bc", "rebrac"])
 def test_updates_do_not_wait_for_the_device(name):
     """No .item() in the hot loop: updates run under torch's sync-debug mode."""
     module = importlib.import_module(f"hoard.algos.{name}")
