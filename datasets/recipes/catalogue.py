@@ -53,6 +53,7 @@ def is_in_memory(dataset_id: str) -> bool:
 def find(dataset_id: str) -> Callable[..., Recording]:
     """The recipe of a set, to be called with the progress; imports its module. Raises ValueError for an unknown id."""
     module, arguments = _recipe_of(dataset_id)
+    importlib.import_module("hoard.envs")  # first: it keeps Gymnasium-Robotics from printing its notice
     return partial(importlib.import_module(f"hoard.datasets.recipes.{module}").record, *arguments)
 
 

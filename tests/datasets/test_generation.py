@@ -182,3 +182,10 @@ def test_two_processes_make_one_dataset(root, tmp_path):
     assert [line[0] for line in last] == ["False", "True"]
     assert last[0][1:] == last[1][1:]
     assert last[0][1] == "4"
+
+
+def test_a_recipe_prints_no_notice_of_its_libraries():
+    """In a process of its own: what is printed on import is printed once."""
+    code = "from hoard.datasets.recipes.catalogue import find; find('hoard/pointmaze/umaze-1k-v0')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -221,7 +221,7 @@ def test_state_that_cannot_be_read_back_is_found_out_at_once(tiny, run_file, tmp
     """A fork that registers NumPy state learns of it at the first checkpoint, not after a kill."""
     source = (ROOT / "algos" / "bc.py").read_text()
     fork = tmp_path / "fork.py"
-    extra = "class Odd:\n    def state_dict(self):\n        return {'x': np.ones(3)}\n\n\ndef train("
+    extra = "class Odd:\n    def state_dict(self):\n        return {'x': __import__('numpy').ones(3)}\n\n\ndef train("
     fork.write_text(source.replace("def train(", extra).replace("run.register(actor", "run.register(odd=Odd(), actor"))
     assert run_file(fork, *small(tiny)).returncode == 1
     status = json.loads((only_run(tmp_path / "results") / "status.json").read_text())
