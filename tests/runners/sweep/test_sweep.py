@@ -255,6 +255,15 @@ def test_wrong_requests_are_refused_before_anything_runs(suite_file, tmp_path, a
     assert not (tmp_path / "results" / "runs").exists()
 
 
+def test_bench_says_whose_settings_a_fork_took_over(suite_file, tmp_path, capsys):
+    for name, text in (("my_bc", (ROOT / "algos" / "bc.py").read_text()), ("td3_bc", "x = 1\n")):
+        (tmp_path / f"{name}.py").write_text(text)
+        args = ["--algos", str(tmp_path / f"{name}.py"), "--set", "nonsense=1", "--results", str(tmp_path / "results")]
+        with pytest.raises(SystemExit):  # it ends before anything runs
+            main(["bench", str(suite_file), *args])
+        assert ("my_bc: a fork with bc's settings" in capsys.readouterr().out) == (name == "my_bc")
+
+
 def test_unknown_suites_and_unwritable_results(suite_file, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for args, message in (
