@@ -59,7 +59,7 @@ notebooks: setup-dev ## execute the notebooks, with their outputs into results/n
 	$(BIN)/python -m hoard.analysis.notebooks.execute
 
 docs: $(VENV)/.installed-docs ## build the site into build/site; a broken link fails
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "build/site/index.html"
 
 lint: setup-dev ## ruff and mypy

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hoard.datasets.actions import ActionScaler
@@ -41,7 +41,7 @@ def save_policy(folder: Path, actor: nn.Module, algo: str, config: dict[str, Any
                 f"{kind.__name__}: its argument '{name}' must be kept as an attribute, a number or a string"
             )
     weights = {name: value.detach().contiguous().cpu() for name, value in actor.state_dict().items()}
-    write_atomic(folder / names.POLICY, lambda scratch: save_file(weights, scratch))
+    write_atomic(folder / names.POLICY, lambda scratch: scratch.write_bytes(save(weights)))
     spec = {
         "schema_version": SCHEMA_VERSION,
         "algo": algo,

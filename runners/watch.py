@@ -114,7 +114,19 @@ def _make(policy: Policy, mode: str) -> Any:
     if mode not in env.metadata.get("render_modes", []):
         env.close()
         raise BadInput(f"{spec.id} cannot be rendered: it has no mode '{mode}'")
+    _follow(env.unwrapped)
     return env
+
+
+def _follow(env: Any) -> None:
+    """Look through the model's camera that goes along with the robot, where there is one."""
+    renderer = getattr(env, "mujoco_renderer", None)
+    if renderer is not None:
+        import mujoco
+
+        camera = mujoco.mj_name2id(env.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+        if camera >= 0:
+            renderer.camera_id = camera
 
 
 def _picture(env: Any) -> np.ndarray:
