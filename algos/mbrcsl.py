@@ -28,7 +28,15 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, cosine_lr, frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import (
+    ObsNormalizer,
+    cosine_lr,
+    frozen_copy,
+    gaussian_noise,
+    gradient_step,
+    linear,
+    polyak_update,
+)
 
 
 @dataclass
@@ -651,8 +659,7 @@ class Actor(nn.Module):
         if self.normalised:
             return_to_go = return_to_go / self.target.abs().clamp(min=1e-6)
         x = torch.cat([self.normalize(obs), return_to_go[:, None]], dim=-1)
-        if generator is not None and self.noise:
-            x = x + self.noise * torch.randn(x.shape, generator=generator, device=x.device)
+        x = gaussian_noise(x, self.noise, generator)
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x))
         return self.layers[-1](x)

@@ -35,7 +35,7 @@ class Config:
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
     updates: int = 0  # bursts on the dataset before the first environment step
-    online_steps: int = 250_000  # environment steps after them, one burst each; *_every count steps there
+    online_steps: int = 250_000  # environment steps after them; *_every count steps there
     log_every: int = 1000  # updates or steps per row of training metrics
     eval_every: int = 5000  # updates or steps between evaluations
     eval_episodes: int = 10  # episodes of each evaluation on the way
@@ -65,6 +65,7 @@ class Config:
     backup_entropy: bool = True  # whether the target contains the entropy of the next action
     # --- MOORL ---
     inner_steps: int = 5  # K, critic steps of a burst
+    bursts_per_step: int = 1  # bursts after each environment step: 5 with K = 1 make as many updates as 1 with K = 5
     eta_meta: float = 0.5  # share of the way that the meta-weights follow; 1 is no meta-learning
     actor_steps: Literal["every", "last"] = "every"  # critic steps of a burst that are followed by an actor step
     act_with: Literal["meta", "fast"] = "meta"  # actor that acts and is evaluated; fast: as the burst left it
@@ -79,6 +80,8 @@ class Config:
             raise ValueError(f"target_min {self.target_min}: must lie between 1 and critics = {self.critics}")
         if not 0 <= self.p_offline <= 1:
             raise ValueError(f"p_offline {self.p_offline}: must lie between 0 and 1")
+        if self.bursts_per_step < 1:
+            raise ValueError(f"bursts_per_step {self.bursts_per_step}: at least 1")
         if self.inner_steps < 1 or not 0 < self.eta_meta <= 1:
             raise ValueError(
                 f"inner_steps {self.inner_steps}: at least 1; eta_meta {self.eta_meta}: above 0, at most 1"
@@ -274,14 +277,15 @@ def train(cfg: Config, run: Run) -> None:
         return metrics | {f"values/q_{source}": metrics["values/q"]}
 
     # Drawn ahead of training: asking the device for one draw at each step would wait for it.
-    from_dataset = (torch.rand(cfg.online_steps, generator=generator, device=device) < cfg.p_offline).tolist()
+    draws = torch.rand(cfg.online_steps, cfg.bursts_per_step, generator=generator, device=device)
+    from_dataset = (draws < cfg.p_offline).tolist()
 
-    def offline_ratio() -> float:
-        """Share of the dataset in the batches of the next burst."""
+    def offline_ratio(burst: int) -> float:
+        """Share of the dataset in the batches of this environment step's burst 0, 1, ..."""
         if cfg.sampling == "mixed":
             return cfg.offline_ratio
         too_few = buffer.online_size < cfg.batch_size and cfg.p_offline > 0
-        return float(too_few or from_dataset[run.env_step - 1])
+        return float(too_few or from_dataset[run.env_step - 1][burst])
 
     env = run.training_env() if cfg.online_steps else None
     run.register(networks=networks, target=target, meta=meta, optimizers=optimizers, buffer=buffer)
@@ -297,7 +301,8 @@ def train(cfg: Config, run: Run) -> None:
         action = acting.explore(env.obs, generator) if learning else env.random_action(generator)
         buffer.add(*env.step(action))
         if learning:
-            run.log(update(offline_ratio()))
+            for burst in range(cfg.bursts_per_step):
+                run.log(update(offline_ratio(burst)))
         if run.evaluation_due:
             run.evaluate(acting)
 

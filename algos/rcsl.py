@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, cosine_lr, dropout, gradient_step, linear
+from hoard.runners.nn import ObsNormalizer, cosine_lr, dropout, gaussian_noise, gradient_step, linear
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Config:
     weight_decay: float = 0.0  # L2 inside Adam
     hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers
     dropout: float = 0.0  # after each hidden layer while training
+    input_noise: float = 0.0  # standard deviation of Gaussian noise on the network's inputs while training
     init: Literal["orthogonal", "torch"] = "orthogonal"  # weight initialisation
     # --- data ---
     top_fraction: float = 1.0  # keep this share of the episodes, the best by return
@@ -64,6 +65,8 @@ class Config:
         """Raise ValueError for options that make no sense, naming what would be right."""
         if not 0 < self.top_fraction <= 1:
             raise ValueError(f"top_fraction {self.top_fraction}: must be above 0 and at most 1")
+        if self.input_noise < 0:
+            raise ValueError(f"input_noise {self.input_noise}: must be 0 or more")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -90,7 +93,7 @@ class Actor(nn.Module):
 
     def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.output, self.dropout = cfg.output, cfg.dropout
+        self.output, self.dropout, self.noise = cfg.output, cfg.dropout, cfg.input_noise
         self.label = cfg.label
         self.normalize = ObsNormalizer(obs_dim, generator.device)
         sizes = [obs_dim + 1, *cfg.hidden, action_dim]
@@ -104,9 +107,9 @@ class Actor(nn.Module):
         self.register_buffer("target", torch.zeros((), dtype=torch.float64, device=generator.device))
 
     def forward(self, obs: Tensor, label: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, obs_dim), (B,) -> (B, action_dim); with a generator, as in training, with dropout."""
-        x = self.normalize(obs)
-        x = torch.cat([x, label[:, None]], dim=-1)
+        """(B, obs_dim), (B,) -> (B, action_dim); with a generator, as in training, with noise and dropout."""
+        x = torch.cat([self.normalize(obs), label[:, None]], dim=-1)
+        x = gaussian_noise(x, self.noise, generator)
         for layer in self.layers[:-1]:
             x = dropout(torch.relu(layer(x)), self.dropout, generator)
         x = self.layers[-1](x)

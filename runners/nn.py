@@ -72,6 +72,13 @@ def dropout(x: Tensor, share: float, generator: torch.Generator | None) -> Tenso
     return x * (torch.rand(x.shape, generator=generator, device=x.device) >= share) / (1 - share)
 
 
+def gaussian_noise(x: Tensor, std: float, generator: torch.Generator | None) -> Tensor:
+    """`x` with Gaussian noise of this standard deviation added; without a generator, as when acting, `x` itself."""
+    if generator is None or not std:
+        return x
+    return x + std * torch.randn(x.shape, generator=generator, device=x.device)
+
+
 def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """Step down the gradient of `loss`."""
     optimizer.zero_grad(set_to_none=True)

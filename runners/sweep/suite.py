@@ -12,6 +12,7 @@
     options = { preset = "bc10" }          # for this method
     datasets = ["hoard/..."]               # only on these of the suite's (default: all)
     seeds = 2                              # only the first so many of its seeds (default: all)
+    without = ["online_steps"]             # options of the two sections above that this method does not take
     [method.bc10.dataset."hoard/..."]      # for this method on that dataset
 
 Later sections win. Datasets and seeds chosen on the command line are met by every method. The path of an algorithm
@@ -56,6 +57,7 @@ class Method:
     by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: tuple[str, ...] | None = None  # those it is limited to
     seeds: int | None = None  # how many it is limited to
+    without: tuple[str, ...] = ()  # options of the suite and of its datasets that it does not take
     original: str = ""  # the method whose settings a fork took over
 
 
@@ -105,13 +107,18 @@ class Suite:
                 m.algo,
                 d,
                 seed,
-                self.options | self.by_dataset.get(d, {}) | m.options | m.by_dataset.get(d, {}),
+                self._shared(m, d) | m.options | m.by_dataset.get(d, {}),
             )
             for number, seed in enumerate(self.seeds)
             for d in self.datasets
             for m in self.methods
             if (m.datasets is None or d in m.datasets) and (m.seeds is None or number < m.seeds)
         ]
+
+    def _shared(self, method: Method, dataset: str) -> dict[str, Any]:
+        """Options that `method` has in common with others on this dataset."""
+        shared = self.options | self.by_dataset.get(dataset, {})
+        return {name: value for name, value in shared.items() if name not in method.without}
 
 
 def available() -> list[str]:
@@ -152,21 +159,21 @@ def read(name: str) -> Suite:
         metric=raw.get("metric", "score"),
         seeds=parse_seeds(raw["seeds"]),
         datasets=tuple(raw["datasets"]),
-        methods=tuple(_method(path, key, section, raw["datasets"]) for key, section in raw["method"].items()),
+        methods=tuple(_method(path, key, section, raw) for key, section in raw["method"].items()),
         options=raw.get("options", {}),
         by_dataset=raw.get("dataset", {}),
     )
 
 
-def _method(path: Path, key: str, section: Any, known: list[str]) -> Method:
-    where = f"method.{key}"
+def _method(path: Path, key: str, section: Any, raw: dict[str, Any]) -> Method:
+    where, known = f"method.{key}", raw["datasets"]
     try:
         check_name("method", key)
     except BadInput as error:
         raise SuiteError(f"{path}: {error}") from error
     if not isinstance(section, dict):
         raise SuiteError(f"{path}: {where} must be a table")
-    _known(path, where, section, "algo", "options", "dataset", "datasets", "seeds")
+    _known(path, where, section, "algo", "options", "dataset", "datasets", "seeds", "without")
     own, count = section.get("datasets"), section.get("seeds")
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise SuiteError(f"{path}: {where}: seeds must be a count like 2, not {count!r}")
@@ -177,6 +184,13 @@ def _method(path: Path, key: str, section: Any, known: list[str]) -> Method:
         if dataset not in known:
             near = nearest(dataset, known)
             raise SuiteError(f"{path}: {where}: '{dataset}' is not a dataset of the suite; nearest: {near}")
+    without = section.get("without", [])
+    shared = {name for options in (raw.get("options", {}), *raw.get("dataset", {}).values()) for name in options}
+    if not isinstance(without, list) or not shared.issuperset(map(str, without)):
+        raise SuiteError(
+            f"{path}: {where}: without must be a list of options of the suite or of its datasets, of which there are "
+            f"{', '.join(sorted(shared)) or 'none'}; not {without!r}"
+        )
     _check_options(path, f"{where}.options", section.get("options", {}))
     _check_by_dataset(path, f"{where}.dataset", section.get("dataset", {}), known)
     algo = section.get("algo", key)
@@ -196,6 +210,7 @@ def _method(path: Path, key: str, section: Any, known: list[str]) -> Method:
         section.get("dataset", {}),
         None if own is None else tuple(own),
         count,
+        tuple(without),
     )
 
 

@@ -90,6 +90,22 @@ def test_dropout_is_drawn_from_the_runs_generator_and_off_when_acting():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_input_noise_is_added_while_training_alone():
+    before = torch.get_rng_state()
+    actor, obs = (
+        bc.Actor(bc.Config(hidden=(16,), input_noise=0.3), 3, 2, generator()),
+        torch.randn(4, 3, generator=generator(5)),
+    )
+    noisy = obs
+    noisy = noisy + 0.3 * torch.randn(noisy.shape, generator=generator(1))
+    assert torch.equal(actor(noisy), actor(obs, generator(1)))
+    plain = bc.Actor(bc.Config(hidden=(16,)), 3, 2, generator())
+    assert torch.equal(actor(obs), plain(obs, generator(1)))
+    assert torch.equal(before, torch.get_rng_state())
+    with pytest.raises(ValueError, match="input_noise -1: must be 0 or more"):
+        bc.Config(input_noise=-1).check()
+
+
 def test_presets_are_configs():
     for options in bc.PRESETS.values():
         check(bc.Config(**options))

@@ -159,6 +159,17 @@ def test_one_source_per_burst_as_often_as_asked(monkeypatch, p):
     assert abs(bursts[:, 0].mean() - p) <= 5 * math.sqrt(p * (1 - p) / 150)
 
 
+def test_several_bursts_a_step_draw_their_source_each(monkeypatch):
+    shares = watch_shares(monkeypatch)
+    options = {"online_steps": 108, "start_steps": 8, "hidden": (4,), "batch_size": 8, "inner_steps": 1}
+    run = OnlineRun(flat_dataset(), seed=0)
+    moorl.train(moorl.Config(**options, bursts_per_step=5), run)
+    assert len(shares) == 5 * 101 - 5 == run.update
+    late = np.array(shares[50:]).reshape(-1, 5)
+    assert (late.min(axis=1) < late.max(axis=1)).any()
+    assert abs(late.mean() - 0.5) <= 5 * math.sqrt(0.25 / late.size)
+
+
 def test_the_dataset_alone_until_the_replay_holds_a_batch(monkeypatch):
     shares = watch_shares(monkeypatch)
     cfg = moorl.Config(online_steps=40, start_steps=0, hidden=(4,), batch_size=16, inner_steps=1, p_offline=0.01)
@@ -239,6 +250,7 @@ def test_presets_are_configs():
         ({"target_min": 3}, "target_min 3: must lie between 1 and critics = 2"),
         ({"eta_meta": 0.0}, "eta_meta 0.0: above 0, at most 1"),
         ({"inner_steps": 0}, "inner_steps 0: at least 1"),
+        ({"bursts_per_step": 0}, "bursts_per_step 0: at least 1"),
         ({"init_alpha": 0.0}, "init_alpha 0.0: must be above 0"),
     ],
 )

@@ -129,6 +129,23 @@ def test_what_is_cloned(options, wanted):
     assert action.item() == pytest.approx(wanted, abs=0.08)
 
 
+def test_input_noise_is_added_while_training_alone():
+    before = torch.get_rng_state()
+    actor, obs = (
+        rcsl.Actor(rcsl.Config(hidden=(16,), input_noise=0.3), 3, 2, generator()),
+        torch.randn(4, 3, generator=generator(5)),
+    )
+    label = torch.linspace(-1, 1, 4)
+    noisy = torch.cat([obs, label[:, None]], dim=-1)
+    noisy = noisy + 0.3 * torch.randn(noisy.shape, generator=generator(1))
+    assert torch.equal(actor(noisy[:, :3], noisy[:, 3]), actor(obs, label, generator(1)))
+    plain = rcsl.Actor(rcsl.Config(hidden=(16,)), 3, 2, generator())
+    assert torch.equal(actor(obs, label), plain(obs, label, generator(1)))
+    assert torch.equal(before, torch.get_rng_state())
+    with pytest.raises(ValueError, match="input_noise -1: must be 0 or more"):
+        rcsl.Config(input_noise=-1).check()
+
+
 def test_presets_are_configs():
     for options in rcsl.PRESETS.values():
         check(rcsl.Config(**options))

@@ -38,6 +38,8 @@ def suite_file(tmp_path):
         ("[method.bc]", "[method.bc]\ndatasets = 'test/pendulum-v0'", "datasets must be a list"),
         ("[method.bc]", "[method.bc]\ndatasets = []", "datasets must be a list"),
         ("[method.bc]", "[method.bc]\nseeds = true", "seeds must be a count"),
+        ("[method.bc]", "[method.bc]\nwithout = ['lr']", "without must be a list of options of the suite"),
+        ("[method.bc]", "[method.bc]\nwithout = 'updates'", "there are updates; not 'updates'"),
         ("[options]", "dataset = 3\n[options]", "dataset must be tables of options"),
         ("[options]", "options = 3\n[other]", "unknown key 'other'"),
         ("updates = 300", "updates = { a = 1 }", "options: updates must be a number"),
@@ -54,6 +56,18 @@ def test_what_is_no_suite_is_refused(suite_file, before, after, message):
         read(str(suite_file))
     assert message in str(error.value)
     assert str(suite_file) in str(error.value)
+
+
+def test_a_method_does_without_shared_options_but_not_without_its_own(suite_file):
+    suite_file.write_text(
+        TEXT.replace("updates = 300", "updates = 300\nlr = 0.1")
+        + 'without = ["lr", "online_steps"]\n'
+        + '[method.bc10]\nalgo = "bc"\nwithout = ["updates"]\noptions = { updates = 7 }\n'
+        + '[dataset."test/pendulum-v0"]\nonline_steps = 5\n'
+    )
+    first, second = read(str(suite_file)).cells()[:2]
+    assert first.options == {"updates": 300}
+    assert second.options == {"lr": 0.1, "online_steps": 5, "updates": 7}
 
 
 def test_a_folder_is_no_suite(tmp_path):
