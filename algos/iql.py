@@ -31,6 +31,7 @@ class Config:
 
     # --- experiment ---
     dataset: str = "hoard/maze2d/umaze-v0"  # dataset id: hoard/..., a Minari id, or d4rl:NAME
+    data: str = "all"  # all of it, or top=F, weight=return, weight=advantage, hubl=rank:A; see docs/datasets.md
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
@@ -211,6 +212,7 @@ def train(cfg: Config, run: Run) -> None:
         clip_actions=1e-5 if cfg.clip_actions else 0.0,
         reward_scale=reward_scale,
         reward_shift=reward_shift,
+        discount=cfg.discount,
     )
     actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
     value = Value(cfg, dataset.obs_dim, generator)

@@ -33,6 +33,7 @@ class Config:
 
     # --- experiment ---
     dataset: str = "hoard/pendulum/mixed-v0"  # dataset id: hoard/..., a Minari id, or d4rl:NAME
+    data: str = "all"  # all of it, or top=F, weight=return, weight=advantage, hubl=rank:A; see docs/datasets.md
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
@@ -195,7 +196,9 @@ def actor_loss(q: Tensor, action: Tensor, data_action: Tensor, cfg: Config) -> t
 
 def train(cfg: Config, run: Run) -> None:
     dataset, device, generator = run.dataset, run.device, run.generator
-    buffer = ReplayBuffer(dataset, device, reward_scale=cfg.reward_scale, reward_shift=cfg.reward_shift)
+    buffer = ReplayBuffer(
+        dataset, device, reward_scale=cfg.reward_scale, reward_shift=cfg.reward_shift, discount=cfg.discount
+    )
     actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
     critic = Critic(cfg, dataset.obs_dim, dataset.action_dim, generator)
     if cfg.normalize_obs:

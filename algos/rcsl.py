@@ -32,6 +32,7 @@ class Config:
 
     # --- experiment ---
     dataset: str = "hoard/pointmaze/stitch-v0"  # dataset id: hoard/..., a Minari id, or d4rl:NAME
+    data: str = "all"  # all of it, or top=F, weight=return, weight=advantage; see docs/datasets.md
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores

@@ -31,6 +31,7 @@ class Config:
 
     # --- experiment ---
     dataset: str = "hoard/pendulum/mixed-v0"  # dataset id: hoard/..., a Minari id, or d4rl:NAME
+    data: str = "all"  # all of it, or top=F, weight=return, weight=advantage, hubl=rank:A; see docs/datasets.md
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
@@ -66,6 +67,8 @@ class Config:
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense, naming what would be right."""
+        if "hubl=" in self.data and not self.offline_terminals:
+            raise ValueError("data hubl says where values are bootstrapped, so offline_terminals must be true")
         if not 1 <= self.target_min <= self.critics:
             raise ValueError(f"target_min {self.target_min}: must lie between 1 and critics = {self.critics}")
 
@@ -201,7 +204,15 @@ def alpha_loss(alpha: Tensor, entropy: Tensor, target_entropy: float) -> tuple[T
 def train(cfg: Config, run: Run) -> None:
     dataset, device, generator = run.dataset, run.device, run.generator
     scale, shift = cfg.reward_scale, cfg.reward_shift
-    buffer = ReplayBuffer(dataset, device, cfg.online_steps, clip_actions=1e-5, reward_scale=scale, reward_shift=shift)
+    buffer = ReplayBuffer(
+        dataset,
+        device,
+        cfg.online_steps,
+        clip_actions=1e-5,
+        reward_scale=scale,
+        reward_shift=shift,
+        discount=cfg.discount,
+    )
     if not cfg.offline_terminals:
         buffer.terminated.zero_()  # holds the dataset's only: nothing is online yet
     actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,9 @@ class Dataset:
     `action` (N, action_dim) f32 in environment units; `reward` (N,) f32; `terminated`, `truncated` (N,) bool;
     `starts` (E+1,) i64: episode k is transitions starts[k]:starts[k+1]. `terminated` alone stops bootstrapping.
     `env_spec` is the evaluation environment (None: unknown), `ref_min`/`ref_max` its reference returns for scores.
-    `notes` say what a reader did to the data and is no error, for the data card.
+    `notes` say what a reader did to the data and is no error, for the data card. `weight` (N,) f64 of mean 1 says how
+    much more often than another a transition is drawn, `blend` (N,) f64 in [0, 1] how far its bootstrapped value gives
+    way to its Monte-Carlo return; both are set by `hoard.datasets.plugins` (None: all alike, not at all).
     Raises DatasetError when lengths disagree, a number is not finite or a flag stands inside an episode.
     """
 
@@ -74,6 +76,8 @@ class Dataset:
     ref_max: float | None = None
     source: str = ""
     notes: tuple[str, ...] = ()
+    weight: np.ndarray | None = None
+    blend: np.ndarray | None = None
     _returns_to_go: dict[float, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -176,6 +180,9 @@ class Dataset:
             digest.update(array.data)
         for bound in (self.action_space.low, self.action_space.high):
             digest.update(np.ascontiguousarray(bound, dtype=np.float32).data)
+        for name in ("weight", "blend"):
+            if (array := getattr(self, name)) is not None:
+                digest.update(f"{name}:".encode() + np.ascontiguousarray(array, dtype=np.float64).tobytes())
         env = self.env_spec.to_json() if self.env_spec else None
         digest.update(repr((env, self.ref_min, self.ref_max)).encode())
         return digest.hexdigest()
@@ -195,21 +202,17 @@ class Dataset:
         keep = max(1, int(fraction * self.num_episodes))
         chosen = np.sort(np.argsort(-self.returns, kind="stable")[:keep])
         index = np.concatenate([np.arange(self.starts[k], self.starts[k + 1]) for k in chosen])
-        return Dataset(
-            id=self.id,
-            observations=self.observations,
+        kept = None if self.weight is None else self.weight[index]
+        return replace(
+            self,
             rows=self.rows[index],
             action=self.action[index],
             reward=self.reward[index],
             terminated=self.terminated[index],
             truncated=self.truncated[index],
             starts=np.concatenate([[0], np.cumsum(self.lengths[chosen])]),
-            action_space=self.action_space,
-            env_spec=self.env_spec,
-            ref_min=self.ref_min,
-            ref_max=self.ref_max,
-            source=self.source,
-            notes=self.notes,
+            weight=None if kept is None else kept / kept.mean(),
+            blend=None if self.blend is None else self.blend[index],
         )
 
     # --- checks ---
@@ -237,6 +240,10 @@ class Dataset:
             self._fail("action", f"has {self.action.shape[1]} columns, its space {self.action_space.shape}")
         if self.starts[0] != 0 or self.starts[-1] != n or (np.diff(self.starts) <= 0).any():
             self._fail("starts", "must rise from 0 to the number of transitions without empty episodes")
+        for name, most in (("weight", np.inf), ("blend", 1.0)):
+            values = getattr(self, name)
+            if values is not None and (values.shape != (n,) or not ((values >= 0) & (values <= most)).all()):
+                self._fail(name, f"must be {n} numbers between 0 and {most:g}")
         if self.rows.min() < 0 or self.rows.max() + 1 >= len(self.observations):
             self._fail("rows", "point outside the observation table")
         inside = np.ones(n, dtype=bool)

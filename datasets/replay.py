@@ -10,6 +10,7 @@ is made, online ones come so from the runner. Rewards are stored scaled and shif
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,13 @@ class ReplayBuffer:
     without a dataset there is nothing to map. `clip_actions` c > 0 clamps all actions, added ones too, to
     [-1 + c, 1 - c], for policies that cannot reach the bounds. Rewards are stored as reward_scale * (r + reward_shift).
 
-    Raises ValueError for an `extra` of the wrong length, or together with an online part (it has no values there), for
-    bounds that are not finite where actions are to be scaled, and for a `clip_actions` outside [0, 1).
+    A dataset with `weight` is drawn from by it. One with `blend` lambda needs `discount`: it is stored with reward
+    r + discount * lambda * h(s'), h the discounted return to go of the stored rewards (0 behind an episode's end), and
+    with `terminated` 1 - (1 - lambda) * (1 - terminated), so that discount * (1 - terminated) is HUBL's discount.
+
+    Raises ValueError for a dataset with `blend` without `discount`, for an `extra` of the wrong length, or together
+    with an online part (it has no values there), for bounds that are not finite where actions are to be scaled, and for
+    a `clip_actions` outside [0, 1).
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class ReplayBuffer:
         clip_actions: float = 0.0,
         reward_scale: float = 1.0,
         reward_shift: float = 0.0,
+        discount: float | None = None,
     ) -> None:
         if dataset is not None:
             obs_dim, action_dim = dataset.obs_dim, dataset.action_dim
@@ -93,6 +100,13 @@ class ReplayBuffer:
             self.action[: self.offline_size] = self._clipped(stored)
             self.reward[: self.offline_size] = reward_scale * (self.reward[: self.offline_size] + reward_shift)
         self.terminated = put("terminated", capacity)
+        if dataset is not None and dataset.blend is not None:
+            self._blend(dataset, discount)
+        # Of the dataset's transitions, the last one's being their number: where in it a uniform draw falls.
+        self._cumulative: Tensor | None = None
+        if dataset is not None and dataset.weight is not None:
+            cumulative = np.cumsum(dataset.weight) * (self.offline_size / dataset.weight.sum())
+            self._cumulative = torch.as_tensor(cumulative, device=self.device)
         self.episode = put("episode_index", capacity, dtype=torch.int64)
         self.episode[self.offline_size :] = -1  # an empty slot
         self.timestep = put("timestep", capacity, dtype=torch.int64)
@@ -101,6 +115,23 @@ class ReplayBuffer:
             if len(values) != self.offline_size:
                 raise ValueError(f"extra '{name}' has {len(values)} values for {self.offline_size} transitions")
             self.extra[name] = torch.as_tensor(np.array(values, np.float32), device=self.device)
+
+    def _blend(self, dataset: Dataset, discount: float | None) -> None:
+        """Store HUBL's rewards and discounts for the dataset's part, see the class."""
+        if discount is None:
+            raise ValueError(
+                f"{dataset.id}: data hubl: this algorithm bootstraps no value, so nothing can be blended in"
+            )
+        assert dataset.blend is not None
+        n = self.offline_size
+        reward = self.reward[:n].cpu().numpy()
+        to_go = replace(dataset, reward=reward, blend=None).returns_to_go(discount)
+        following = np.append(to_go[1:], 0.0)
+        following[dataset.starts[1:] - 1] = 0.0
+        blended = reward + discount * dataset.blend * following
+        self.reward[:n] = torch.as_tensor(blended.astype(np.float32), device=self.device)
+        kept = torch.as_tensor((1 - dataset.blend).astype(np.float32), device=self.device)
+        self.terminated[:n] = 1 - kept * (1 - self.terminated[:n])
 
     def __len__(self) -> int:
         return self.offline_size + self.online_size
@@ -147,13 +178,14 @@ class ReplayBuffer:
     def draw(self, batch_size: int, generator: torch.Generator, offline_ratio: float | None = None) -> Tensor:
         """Indices (B,) with replacement; `offline_ratio` fixes how many come from the dataset, exactly.
 
-        Without a ratio the draw is uniform over everything stored. Raises ValueError for a ratio outside [0, 1] or when
-        a part that must supply transitions is empty.
+        Without a ratio the draw is uniform over everything stored. A dataset with weights is drawn from by them; they
+        have mean 1, so that an online step counts as much as an average one of the dataset. Raises ValueError for a
+        ratio outside [0, 1] or when a part that must supply transitions is empty.
         """
         if offline_ratio is None:
             if not len(self):
                 raise ValueError("cannot sample: the buffer is empty")
-            return self._randint(len(self), batch_size, generator)
+            return self._draw_offline(len(self), batch_size, generator)
         if not 0 <= offline_ratio <= 1:
             raise ValueError(f"offline_ratio {offline_ratio} must lie in [0, 1]")
         offline = round(offline_ratio * batch_size)
@@ -165,7 +197,7 @@ class ReplayBuffer:
                 raise ValueError(f"offline_ratio {offline_ratio} asks for {wanted} {part} transitions; there are none")
         parts = []
         if offline:
-            parts.append(self._randint(self.offline_size, offline, generator))
+            parts.append(self._draw_offline(self.offline_size, offline, generator))
         if offline < batch_size:
             parts.append(self.offline_size + self._randint(self.online_size, batch_size - offline, generator))
         return torch.cat(parts)
@@ -209,6 +241,14 @@ class ReplayBuffer:
             batch[name] = torch.where(inside.reshape(*inside.shape, *[1] * (values.ndim - 2)), values, 0)
         batch["mask"] = inside.float()
         return batch
+
+    def _draw_offline(self, high: int, count: int, generator: torch.Generator) -> Tensor:
+        """Indices below `high`, which is at least the dataset's size; its part by weight, if it has weights."""
+        if self._cumulative is None:
+            return self._randint(high, count, generator)
+        drawn = high * torch.rand(count, generator=generator, device=self.device, dtype=torch.float64)
+        offline = torch.searchsorted(self._cumulative, drawn, right=True).clamp(max=self.offline_size - 1)
+        return torch.where(drawn < self.offline_size, offline, drawn.long().clamp(max=high - 1))
 
     def _randint(self, high: int, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(high, (count,), generator=generator, device=self.device)

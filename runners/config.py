@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from hoard.datasets import plugins
 from hoard.records.errors import BadInput
 
 
@@ -65,6 +66,7 @@ def check(cfg: Any) -> None:
             refuse(name, "at least 0 and below 1")
         if (name == "hidden" or name.endswith("_hidden")) and min(value, default=1) < 1:
             refuse(name, "widths of at least 1")
+    plugins.parse(getattr(cfg, "data", "all"))
     if cfg.updates == 0 and not getattr(cfg, "online_steps", 0):
         refuse("updates", "at least 1" + (" where online_steps is 0" if "online_steps" in fields else ""))
     if hasattr(cfg, "check"):

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from hoard import datasets
+from hoard.datasets import plugins
 from hoard.records.errors import BAD_INPUT, BUSY, FAILED, OK, STOPPED, BadInput, Busy
 from hoard.records.files import writable
 from hoard.records.folder import status_of
@@ -106,6 +107,7 @@ def execute(parsed: Parsed, train: Train, algo_file: Path, source: str) -> Path:
     if status_of(folder)["status"] == "finished":
         print(f"finished before: {folder}")
         return folder
+    dataset = plugins.apply(dataset, getattr(cfg, "data", "all"))
     run = Run(
         folder, cfg, dataset, algo=algo_file.stem, source=source, config=parsed.config, overrides=parsed.overrides
     )
