@@ -1,8 +1,9 @@
-"""Dataset id -> arrays. Three kinds of id, one function.
+"""Dataset id -> arrays. Four kinds of id, one function.
 
 - `hoard/...`: our recipes, generated on first use and kept in Minari's format, or generated at each load where that is
   faster (`hoard.datasets.recipes`).
 - `d4rl:NAME` or `d4rl:PATH.hdf5`: a legacy D4RL file, fetched if it has a name (`hoard.datasets.d4rl`).
+- `ogbench:NAME`: an OGBench set with the reward of one task, fetched, or made here (`hoard.datasets.ogbench`).
 - anything else: a Minari id, read from disk or fetched from the hub (`hoard.datasets.minari`).
 
 Another kind is a module with the functions of `hoard.datasets.source.Source`, added to `SOURCES`.
@@ -18,6 +19,7 @@ import numpy as np
 from hoard.datasets.d4rl import source as d4rl_source
 from hoard.datasets.dataset import Dataset, DatasetError, Episode
 from hoard.datasets.minari import source as minari_source
+from hoard.datasets.ogbench import source as ogbench_source
 from hoard.datasets.recipes import source as recipe_source
 from hoard.datasets.source import Progress, Source, Unavailable
 from hoard.records.suggest import nearest
@@ -40,7 +42,7 @@ __all__ = [
     "progress_unit",
 ]
 
-SOURCES: tuple[Source, ...] = (recipe_source, d4rl_source, minari_source)
+SOURCES: tuple[Source, ...] = (recipe_source, d4rl_source, ogbench_source, minari_source)
 
 
 def __getattr__(name: str) -> Any:

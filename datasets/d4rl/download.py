@@ -5,11 +5,7 @@ While it is coming the file is called NAME.hdf5.part; another process that wants
 
 from __future__ import annotations
 
-import http.client
 import os
-import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from hoard.datasets.d4rl import table
@@ -17,15 +13,8 @@ from hoard.datasets.d4rl.table import Entry
 from hoard.datasets.d4rl.verify import remember, why_wrong
 from hoard.datasets.dataset import DatasetError
 from hoard.datasets.source import Progress
+from hoard.datasets.transfer import Broken, fetch
 from hoard.records.locks import hold_file
-
-_BLOCK = 1 << 20
-_TIMEOUT = 60.0  # seconds without a byte
-_ATTEMPTS = 4  # of which each must bring the download forward
-
-
-class _Broken(Exception):
-    """A transfer that stopped; what has come is kept."""
 
 
 def url_of(entry: Entry) -> str:
@@ -50,8 +39,8 @@ def download(dataset_id: str, entry: Entry, folder: Path, progress: Progress | N
             if path.is_file():  # by another process, meanwhile
                 return path
             try:
-                _fetch(entry, part, progress or (lambda done, total: None))
-            except _Broken as error:
+                fetch(url_of(entry), part, entry.size, progress or (lambda done, total: None))
+            except Broken as error:
                 kept = f"{part.stat().st_size:,} bytes are kept and will be resumed, or " if part.is_file() else ""
                 raise fail(f"cannot download it ({error})", kept) from error
             if why := why_wrong(entry, part):
@@ -64,55 +53,3 @@ def download(dataset_id: str, entry: Entry, folder: Path, progress: Progress | N
             return path
     except OSError as error:  # not allowed, no room, a file in place of the folder
         raise fail(f"cannot write to {folder}: {error.strerror or error}") from error
-
-
-def _fetch(entry: Entry, part: Path, progress: Progress) -> None:
-    """Fill `part`. Raises _Broken when no attempt brings it forward any more."""
-    for attempt in range(_ATTEMPTS):
-        before = part.stat().st_size if part.is_file() else 0
-        try:
-            return _transfer(url_of(entry), part, entry.size, progress)
-        except urllib.error.HTTPError as error:
-            raise _Broken(f"{url_of(entry)} answered {error.code} {error.reason}") from error
-        # OSError: URLError, time-out, reset; ValueError: an answer that is no HTTP
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            if isinstance(error, OSError) and error.filename:  # of the disk, not of the network
-                raise
-            after = part.stat().st_size if part.is_file() else 0
-            if attempt == _ATTEMPTS - 1 or after <= before:
-                reason = getattr(error, "reason", None) or error
-                raise _Broken(f"{url_of(entry)}: {reason or type(error).__name__}") from error
-
-
-def _transfer(url: str, part: Path, size: int, progress: Progress) -> None:
-    have = part.stat().st_size if part.is_file() else 0
-    if size and have == size:  # only the check and the renaming were missed
-        return
-    if size and have > size:
-        have = 0
-    headers = {"User-Agent": "hoard", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # what we have does not fit this file
-            part.unlink()
-            return _transfer(url, part, size, progress)
-        raise
-    with answer:
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range") or "")
-        resumed = answer.status == 206 and span is not None and int(span[1]) == have
-        if answer.status == 206 and not resumed:
-            raise http.client.HTTPException(f"the server answered a request for bytes {have}- with {span and span[0]}")
-        have = have if resumed else 0
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else size
-        with open(part, "ab" if resumed else "wb") as file:
-            progress(have, total)
-            while block := answer.read(_BLOCK):
-                file.write(block)
-                have += len(block)
-                progress(have, max(total, have))
-            file.flush()
-            os.fsync(file.fileno())
-        if total and have < total:
-            raise http.client.IncompleteRead(b"", total - have)

@@ -116,7 +116,9 @@ def test_another_source_is_one_more_entry(monkeypatch):
     assert datasets.progress_unit("numbers:5") == "numbers"
     with pytest.raises(DatasetError, match="no number"):
         datasets.check_id("numbers:x")
-    with pytest.raises(DatasetError, match=r"not hoard/\.\.\., d4rl:NAME, a Minari id like .* or numbers:N; nearest"):
+    with pytest.raises(
+        DatasetError, match=r"not hoard/\.\.\., d4rl:NAME, ogbench:NAME, a Minari id like .* or numbers:N; nearest"
+    ):
         datasets.check_id("nonsense")
 
 
