@@ -108,7 +108,8 @@ def test_known_ids_lists_what_is_stored_once(root):
     ids = datasets.known_ids()
     assert len(ids) == len(set(ids))
     recipes, names = datasets.recipes.known_ids(), ["d4rl:" + name for name in NAMES]
-    assert ids == [*recipes, *names, "plain-v1", "toys/broken-v0", "toys/stored-v0"]
+    singletask = datasets.ogbench.source.known_ids()
+    assert ids == [*recipes, *names, *singletask, "plain-v1", "toys/broken-v0", "toys/stored-v0"]
 
 
 # --- the hub ---
