@@ -32,6 +32,7 @@ class Recorder:
         self._wall_before = 0.0
         self._started = time.monotonic()
         self._window = (0, self._started)
+        self._speed: float | None = None  # rounds a second in the last window
 
     @property
     def wall_time(self) -> float:
@@ -47,7 +48,7 @@ class Recorder:
     # --- metrics ---
 
     def begin_window(self, count: int) -> None:
-        self._window = (count, time.monotonic())
+        self._window, self._speed = (count, time.monotonic()), None
 
     def log(self, count: int, metrics: dict[str, Tensor]) -> None:
         """Keep detached 0-d metrics of round `count`. Nothing is copied from the device until the window ends."""
@@ -75,8 +76,8 @@ class Recorder:
         self._pending = defaultdict(list)
         now, (since, then) = time.monotonic(), self._window
         self._window = (count, now)
-        speed = {"wall_time": self.wall_time, "updates_per_second": (count - since) / max(now - then, 1e-9)}
-        self._metrics.append(head | speed | row)
+        self._speed = (count - since) / max(now - then, 1e-9)
+        self._metrics.append(head | {"wall_time": self.wall_time, "updates_per_second": self._speed} | row)
         self.track(count, row)
         return True
 
@@ -107,7 +108,13 @@ class Recorder:
 
     def write_status(self, status: str, progress: dict[str, Any], error: str | None = None) -> None:
         head = {"schema_version": SCHEMA_VERSION, "status": status}
-        tail = {"wall_time": round(self.wall_time, 3), "pid": os.getpid(), "error": error}
+        speed = round(self._speed, 2) if self._speed is not None else None
+        tail = {
+            "updates_per_second": speed,
+            "wall_time": round(self.wall_time, 3),
+            "pid": os.getpid(),
+            "error": error,
+        }
         write_json(self.folder / names.STATUS, head | progress | tail)
 
     def write_table(self, name: str, table: pa.Table) -> None:

@@ -70,6 +70,7 @@ class Run:
         self.total_updates = cfg.updates
         self.total_env_steps: int = getattr(cfg, "online_steps", 0)
         self.stage = ""  # a phase's name, "" for the main loop, "online"
+        self._stage_total = 0  # rounds that the present stage will have
         self._config = config
         self._phases: dict[str, dict[str, Any]] = {}  # count and done of each phase begun
         self._training_env: TrainingEnv | None = None
@@ -188,7 +189,7 @@ class Run:
         self.total_env_steps = steps
         if self.env_step >= steps:
             return
-        self._begin("online", self.env_step)
+        self._begin("online", self.env_step, steps)
         due = False
         with self._progress(steps, self.env_step, "environment steps") as advance:
             while self.env_step < steps:
@@ -274,7 +275,7 @@ class Run:
     # --- stages ---
 
     def _rounds(self, stage: str, done: int, total: int) -> Iterator[int]:
-        self._begin(stage, done)
+        self._begin(stage, done, total)
         phase = self._phases.get(stage)
         with self._progress(total, done, f"{stage} updates" if phase else "updates") as advance:
             for number in range(done + 1, total + 1):
@@ -297,10 +298,10 @@ class Run:
                 if last:
                     return
 
-    def _begin(self, stage: str, done: int) -> None:
+    def _begin(self, stage: str, done: int, total: int) -> None:
         if not self._registered:
             raise RuntimeError("call run.register(...) before training: nothing would survive a kill")
-        self.stage = stage
+        self.stage, self._stage_total = stage, total
         self.recorder.begin_window(done)
 
     def _need_environment(self) -> None:
@@ -381,6 +382,7 @@ class Run:
         progress = {
             "phase": self.stage,
             "phase_update": self.count,
+            "phase_updates": self._stage_total,
             "update": self.update,
             "updates": self.cfg.updates,
             "env_step": self.env_step,

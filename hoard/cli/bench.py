@@ -1,8 +1,9 @@
-"""`hoard train`, `hoard bench`, `hoard report`, `hoard suites`."""
+"""`hoard train`, `hoard bench`, `hoard plan`, `hoard report`, `hoard suites`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -23,14 +24,29 @@ def add_parsers(commands: Any) -> None:
         epilog="example: hoard bench quick --seeds 5 --algos iql bc --set updates=2000",
         allow_abbrev=False,
     )
-    bench.add_argument("suite", nargs="?", default="quick", help="name of a shipped suite, or a .toml file")
-    bench.add_argument("--seeds", help="how many (5), or which (0,3,7)")
-    bench.add_argument("--algos", nargs="+", metavar="NAME", help="methods of the suite, algorithms, or paths of files")
-    bench.add_argument("--datasets", nargs="+", metavar="ID", help="instead of the suite's datasets")
-    bench.add_argument("--set", nargs="+", metavar="OPTION=VALUE", default=[], help="override options in every cell")
-    bench.add_argument("--jobs", type=int, help="runs at a time (default: CPU cores)")
     bench.add_argument("--ray", action="store_true", help="run the cells on a Ray cluster with a shared file system")
+    bench.add_argument("--dry-run", action="store_true", help="as `hoard plan`: say what would be done, start nothing")
     bench.set_defaults(call=_bench)
+    plan = commands.add_parser(
+        "plan",
+        help="what a suite would do, and how long it may take; starts and fetches nothing",
+        description="Cells of a suite, what of them is finished, and hours by the runs made on this machine before.",
+        epilog="example: hoard plan quick --seeds 5 --jobs 2",
+        allow_abbrev=False,
+    )
+    plan.set_defaults(call=_plan)
+    for command in (bench, plan):
+        command.add_argument("suite", nargs="?", default="quick", help="name of a shipped suite, or a .toml file")
+        command.add_argument("--seeds", help="how many (5), or which (0,3,7)")
+        command.add_argument(
+            "--algos", nargs="+", metavar="NAME", help="methods of the suite, algorithms, or paths of files"
+        )
+        command.add_argument("--datasets", nargs="+", metavar="ID", help="instead of the suite's datasets")
+        command.add_argument(
+            "--set", nargs="+", metavar="OPTION=VALUE", default=[], help="override options in every cell"
+        )
+        command.add_argument("--jobs", type=int, help="runs at a time (default: CPU cores)")
+        command.add_argument("--json", action="store_true", help="the plan as one JSON object")
     report = commands.add_parser(
         "report",
         help="rebuild the report of a suite, a run or a results folder",
@@ -40,7 +56,7 @@ def add_parsers(commands: Any) -> None:
     report.add_argument("suite", nargs="?", default="quick", help="name of a suite, or a folder with results")
     report.add_argument("--all", action="store_true", help="all cells on record, not only those last asked for")
     report.set_defaults(call=_report)
-    for command in (bench, report):
+    for command in (bench, plan, report):
         command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
     commands.add_parser("suites", help="list suites and algorithms").set_defaults(call=_suites)
 
@@ -68,22 +84,46 @@ def train(algo: str, args: list[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, str(find(algo)), *args])
 
 
-def _bench(args: argparse.Namespace) -> int:
+def _asked_for(args: argparse.Namespace) -> tuple[Any, int]:
+    """The suite as the command line selects from it, and how many runs at a time."""
     from hoard.runners.sweep import suite as suites
     from hoard.runners.sweep.local import cores
-    from hoard.runners.sweep.schedule import Sweep
 
     suite = suites.select(suites.read(args.suite), args.algos, args.datasets, args.seeds, _overrides(args.set))
+    jobs = cores() if args.jobs is None else args.jobs
+    if jobs < 1:
+        raise BadInput(f"--jobs {jobs}: must be at least 1")
     for method in suite.methods:
         if method.original:
-            print(f"{method.name}: a fork with {method.original}'s settings in this suite")
+            where = sys.stderr if args.json else sys.stdout
+            print(f"{method.name}: a fork with {method.original}'s settings in this suite", file=where)
+    return suite, jobs
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from hoard.runners.sweep.forecast import forecast
+
+    suite, jobs = _asked_for(args)
+    told = forecast(suite, args.results, jobs)
+    print(json.dumps(told.as_json(), sort_keys=True) if args.json else told.as_text())
+    return OK
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return _plan(args)
+    if args.json:
+        raise BadInput("--json goes with --dry-run")
+    from hoard.runners.sweep.schedule import Sweep
+
+    suite, jobs = _asked_for(args)
     launcher = None
     if args.ray:
         from hoard.runners.sweep.ray import launch_ray
 
         launcher = launch_ray()
     command = shlex.join(["hoard", *sys.argv[1:]])
-    sweep = Sweep(suite, args.results, cores() if args.jobs is None else args.jobs, command, launcher)
+    sweep = Sweep(suite, args.results, jobs, command, launcher)
     status = sweep.run()
     if any(job.status == "finished" for job in sweep.work):
         status = _show(args.results / suite.name) or status

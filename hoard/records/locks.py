@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,18 @@ def lock_folder(folder: Path, note: str = "") -> IO[str]:
     Raises Busy, with the holder's note, if another process has it.
     """
     lock = open(folder / _NAME, "a+")  # noqa: SIM115
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip()
-        lock.close()
-        raise Busy(f"another process{f' ({holder})' if holder else ''} is working in {folder}") from None
+    for last in (False, False, True):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if not last:  # perhaps somebody merely looks (`is_locked`)
+                time.sleep(0.02)
+                continue
+            lock.seek(0)
+            holder = lock.read().strip()
+            lock.close()
+            raise Busy(f"another process{f' ({holder})' if holder else ''} is working in {folder}") from None
     lock.truncate(0)
     lock.write(note)
     lock.flush()

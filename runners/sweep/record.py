@@ -10,35 +10,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hoard.records import cells
 from hoard.records.errors import BadInput
 from hoard.records.files import read_json, write_json
 from hoard.records.folder import PROVENANCE, status_of
-from hoard.records.schema import CELL_KEY, SCHEMA_VERSION
-from hoard.runners import provenance
+from hoard.records.schema import SCHEMA_VERSION
+from hoard.runners import algorithms, provenance
 from hoard.runners.sweep.job import Job
 from hoard.runners.sweep.suite import Suite
-
-FILE = "cells.json"
 
 
 class Record:
     """Raises BadInput if the folder holds the results of another suite of the same name."""
 
     def __init__(self, folder: Path, results: Path, suite: Suite, command: str) -> None:
-        self.file, self.results, self.suite, self.command = folder / FILE, results, suite, command
+        self.file, self.results, self.suite, self.command = folder / cells.FILE, results, suite, command
         self.made_by = {"revision": provenance.code_revision(), "versions": provenance.library_versions()}
         # Relative to the results, so that a project may move as a whole and its results be shown to others.
         self.source = os.path.relpath(suite.source, folder) if suite.source else ""
         self._earlier: dict[tuple[Any, ...], dict[str, Any]] = {}
         if self.file.is_file():
-            try:
-                before = read_json(self.file)
-                source = before.get("source", self.source)
-                self._earlier = {self._key(cell): cell for cell in before["cells"]}
-            except (ValueError, AttributeError, KeyError, TypeError) as error:
-                raise BadInput(
-                    f"{self.file} is damaged ({error}); move it away: finished runs are found without it"
-                ) from error
+            before = cells.read(folder)
+            source = before.get("source", self.source)
+            self._earlier = {cells.key_of(cell): cell for cell in before["cells"]}
             # A file that is no longer there was this one, before it moved.
             if source != self.source and (not source or (folder / source).exists()):
                 raise BadInput(
@@ -47,13 +41,9 @@ class Record:
                     "rename one, or choose other --results"
                 )
 
-    @staticmethod
-    def _key(cell: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(cell[name] for name in CELL_KEY)
-
     def write(self, work: list[Job]) -> None:
-        cells = [self._cell(job) for job in work]
-        present = {self._key(cell) for cell in cells}
+        entries = [self._cell(job) for job in work]
+        present = {cells.key_of(entry) for entry in entries}
         kept = [cell for key, cell in self._earlier.items() if key not in present]
         write_json(
             self.file,
@@ -66,7 +56,7 @@ class Record:
                 "command": self.command,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "provenance": self.provenance(work),
-                "cells": cells + [cell | {"selected": False} for cell in kept],
+                "cells": entries + [cell | {"selected": False} for cell in kept],
             },
         )
 
@@ -76,6 +66,7 @@ class Record:
         return {
             "method": job.cell.method,
             "algo": job.algo_file.stem,
+            "file": self._file(job.algo_file),
             "dataset": job.cell.dataset,
             "seed": job.cell.seed,
             "run": job.run,
@@ -88,6 +79,10 @@ class Record:
             "updates_per_second": round(update / wall, 2) if wall and update else None,
             "data_hash": job.data_hash,
         }
+
+    def _file(self, algo_file: Path) -> str:
+        """An algorithm file that does not ship with hoard, relative to the suite's folder; "" for one that does."""
+        return "" if algo_file.parent == algorithms.FOLDER else os.path.relpath(algo_file, self.file.parent)
 
     def provenance(self, work: list[Job]) -> dict[str, Any]:
         """Of the runs, not of this call: every code revision and library version that made a finished cell."""

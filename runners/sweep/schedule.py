@@ -28,16 +28,12 @@ from hoard.records.errors import BUSY, FAILED, OK, STOPPED, BadInput, Busy
 from hoard.records.files import writable
 from hoard.records.folder import STATUS, status_of
 from hoard.records.locks import is_locked, lock_folder
-from hoard.records.names import dataset_slug
-from hoard.runners import algorithms
-from hoard.runners.address import address
 from hoard.runners.progress import generation_bar
-from hoard.runners.sweep import view
+from hoard.runners.sweep import prepare, view
 from hoard.runners.sweep.job import Job, Launcher, how_it_ended, tail
-from hoard.runners.sweep.local import LocalProcess, environment, oom_kills
-from hoard.runners.sweep.plan import Planner, Unusable
+from hoard.runners.sweep.local import LocalProcess, oom_kills
 from hoard.runners.sweep.record import Record
-from hoard.runners.sweep.suite import Cell, Suite
+from hoard.runners.sweep.suite import Suite
 
 _FULL = 1 << 20  # bytes: a disk with less room is full
 _GRACE = 30.0  # seconds a run gets to write its checkpoint after Ctrl-C
@@ -53,9 +49,7 @@ class Sweep:
         self.folder = results / suite.name
         self.launch = launcher or LocalProcess
         self.console = Console()
-        for dataset_id in suite.datasets:
-            datasets.check_id(dataset_id)
-        self.work = [Job(cell, algorithms.find(cell.algo), self._log_file(cell)) for cell in suite.cells()]
+        self.work = prepare.jobs_of(suite, self.folder)
         writable(self.folder)
         writable(self.folder / "logs")
         try:
@@ -63,9 +57,6 @@ class Sweep:
         except Busy as error:
             raise BadInput(f"{error}: another sweep; wait for it or stop it") from None
         self.record = Record(self.folder, results, suite, command)
-
-    def _log_file(self, cell: Cell) -> Path:
-        return self.folder / "logs" / f"{cell.method}--{dataset_slug(cell.dataset)}--{cell.seed}.log"
 
     # --- before the first run ---
 
@@ -75,52 +66,9 @@ class Sweep:
         Raises BadInput, before anything is made or fetched, if an algorithm file does not take a cell's options, and
         if two cells would be one run.
         """
-        configs = self._ask_the_files()
+        configs = prepare.ask_the_files(self.suite, self.work)
         self._get_data()
-        pending = [job for job in self.work if job.status == "pending"]
-        meanings = {file: algorithms.meaning_hash(file.read_text()) for file in {job.algo_file for job in pending}}
-        seen: dict[str, Job] = {}
-        for job in pending:
-            assert job.data_hash
-            config = configs[job.cell.method, job.cell.dataset] | {"seed": job.cell.seed}
-            job.run = address(job.algo_file.stem, meanings[job.algo_file], config, job.data_hash)
-            if (other := seen.setdefault(job.run, job)) is not job:
-                raise BadInput(f"{job.cell.label} and {other.cell.label} are the same run: no option tells them apart")
-            if status_of(self.results / job.run)["status"] == "finished":
-                job.status = "finished"
-
-    def _ask_the_files(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """The resolved options of each method on each dataset, as its algorithm file understands them.
-
-        Raises BadInput, naming suite, method and option, for what is refused. A file that cannot be imported fails all
-        its cells.
-        """
-        configs: dict[tuple[str, str], dict[str, Any]] = {}
-        refused: dict[str, str] = {}
-        planner = Planner(environment())
-        try:
-            for file in dict.fromkeys(job.algo_file for job in self.work):
-                jobs = [job for job in self.work if job.algo_file == file]
-                firsts = {(job.cell.method, job.cell.dataset): job.cell for job in reversed(jobs)}
-                questions = [{"args": cell.args, "options": list(cell.options)} for cell in firsts.values()]
-                try:
-                    answers = dict(zip(firsts, planner.ask(file, questions)))
-                except Unusable as error:
-                    for job in jobs:
-                        job.fail("refused", f"{file.name} cannot be used:\n{tail(str(error))}")
-                    continue
-                for (method, dataset_id), answer in answers.items():
-                    if "error" in answer:
-                        refused[method] = f"method {method} ({file.name}): {answer['error']}"
-                    else:
-                        configs[method, dataset_id] = answer["config"]
-                for job in jobs:
-                    job.overrides = answers[job.cell.method, job.cell.dataset].get("overrides", {})
-        finally:
-            planner.close()
-        if refused:
-            raise BadInput("\n".join([self.suite.source or f"suite {self.suite.name}", *refused.values()]))
-        return configs
+        prepare.find_runs(self.work, configs, self.results)
 
     def _get_data(self) -> None:
         for dataset_id in self.suite.datasets:
