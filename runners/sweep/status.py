@@ -165,12 +165,9 @@ def as_text(told: dict[str, Any], full: bool = False) -> str:
     ]
     shown = [s for s in cells if full or s["status"] in ("running", "failed", "interrupted")]
     if shown:
-        table: list[tuple[str, ...]] = [
-            ("status", "method", "dataset", "seed", "done", "speed", told["metric"], "left")
-        ]
-        for state in sorted(shown, key=lambda state: ORDER.index(state["status"])):
-            table.append(_row(state))
-        lines += ["", *aligned(table)]
+        head_row = ("status", "method", "dataset", "seed", "done", "speed", told["metric"], "left")
+        rows = [_row(state) for state in sorted(shown, key=lambda state: ORDER.index(state["status"]))]
+        lines += ["", *aligned([head_row, *rows])]
     for state in (s for s in cells if s["status"] == "failed"):
         error = (state["error"] or "").strip().splitlines()
         lines.append(f"\nFAILED ({state['failure'] or 'error'}) {state['method']} · {state['dataset']} · seed ")
