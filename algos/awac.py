@@ -198,5 +198,13 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(actor)
 
 
+# The paper's lambda, 1 / beta, is 0.3 and 1 (from memory).
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "beta": ("log", 0.3, 10.0),
+    "target_tau": ("log", 2e-3, 5e-2),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

@@ -141,5 +141,12 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(actor)
 
 
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 1e-2),
+    "top_fraction": ("log", 0.05, 1.0),
+    "dropout": ("uniform", 0.0, 0.3),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

@@ -337,5 +337,14 @@ def steps_to_go(dataset: Dataset, discount: float) -> np.ndarray:
     return left.astype(float) if discount == 1 else (1 - discount**left) / (1 - discount)
 
 
+# The authors' weights are 5 and 10 (from memory).
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "actor_lr": ("log", 1e-5, 1e-3),
+    "cql_alpha": ("log", 0.3, 30.0),
+    "target_tau": ("log", 2e-3, 5e-2),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

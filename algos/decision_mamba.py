@@ -499,5 +499,14 @@ def train(cfg: Config, run: Run) -> None:
                 evaluate_variants()
 
 
+# The paper's beta: 0 to 1.
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "context": ("choice", [5, 10, 20]),
+    "beta": ("uniform", 0.0, 1.0),
+    "target_fraction": ("uniform", 0.5, 1.5),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

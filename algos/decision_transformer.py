@@ -277,5 +277,13 @@ def train(cfg: Config, run: Run) -> None:
                 evaluate_variants()
 
 
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "context": ("choice", [5, 10, 20]),
+    "dropout": ("uniform", 0.0, 0.3),
+    "target_fraction": ("uniform", 0.5, 1.5),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

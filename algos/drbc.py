@@ -394,5 +394,13 @@ def sampled(actor: Actor) -> Callable[[Tensor, History], Tensor]:
     return lambda obs, history: actor.explore(obs, history.generator)
 
 
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "kl_weight": ("log", 0.01, 1.0),
+    "anneal_to": ("uniform", 0.0, 1.0),
+    "ref_log_std_min": ("uniform", -5.0, -1.0),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

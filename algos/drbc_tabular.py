@@ -284,5 +284,12 @@ def exact_report(dataset: Dataset, prior: np.ndarray) -> Callable[[np.ndarray, n
     return report
 
 
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "smoothing": ("log", 0.01, 10.0),
+    "kl_weight": ("log", 0.01, 1.0),
+    "bonus": ("log", 2e-3, 0.2),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

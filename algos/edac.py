@@ -252,5 +252,13 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(actor)
 
 
+# On locomotion the paper has 10 and 50 critics, eta 1 and 5 (from memory).
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "critics": ("choice", [5, 10, 20, 50]),
+    "eta": ("log", 0.1, 100.0),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

@@ -262,5 +262,13 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(policy)
 
 
+# The authors' alpha goes by the scale of Q, 3 to 30,000 (from memory); with normalize_q one near 1 is at home.
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "alpha": ("log", 0.03, 3e4),
+    "target_tau": ("log", 2e-3, 5e-2),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

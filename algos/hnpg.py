@@ -557,5 +557,14 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(actor)
 
 
+# The paper's grid: max_kl 1e-3 to 1e-1, lambda 0.1 to 10, tau 0.9 and 0.97.
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "max_kl": ("log", 1e-3, 1e-1),
+    "online_weight": ("log", 0.1, 10.0),
+    "gae_lambda": ("uniform", 0.9, 1.0),
+    "critic_lr": ("log", 1e-4, 1e-2),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

@@ -282,5 +282,14 @@ def reward_transform(dataset: Dataset, cfg: Config) -> tuple[float, float]:
     return 1000 / span, 0.0
 
 
+# The paper has expectile 0.7 and 0.9, beta 0.5, 3 and 10.
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "expectile": ("uniform", 0.5, 0.95),
+    "beta": ("log", 0.3, 30.0),
+    "target_tau": ("log", 2e-3, 5e-2),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

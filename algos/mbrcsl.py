@@ -806,5 +806,13 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(dim=0), torch.where(scale < 1e-12, 1.0, scale)
 
 
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "input_noise": ("uniform", 0.0, 0.4),
+    "best_share": ("log", 0.05, 1.0),
+    "dynamics_lr": ("log", 3e-4, 3e-3),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

@@ -318,5 +318,14 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(acting)
 
 
+# The paper's K is 1, 5 and 10, its eta_meta 0.1, 0.5, 0.9 and 1.
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "inner_steps": ("int", 1, 10),
+    "eta_meta": ("uniform", 0.1, 1.0),
+    "p_offline": ("uniform", 0.1, 0.9),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

@@ -241,5 +241,13 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(actor)
 
 
+# The paper's alpha is 2.5, 7.5 and 40, its beta 2 and 7.5.
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "alpha": ("log", 0.5, 40.0),
+    "beta": ("log", 0.5, 15.0),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

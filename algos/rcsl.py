@@ -211,5 +211,13 @@ def train(cfg: Config, run: Run) -> None:
                 evaluate_variants()
 
 
+# The authors ask for 0.8, 1.0 and 1.2 of the range; RvS has dropout 0 and 0.1.
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 1e-2),
+    "target_fraction": ("uniform", 0.8, 1.2),
+    "dropout": ("uniform", 0.0, 0.3),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

@@ -253,5 +253,14 @@ def steps_followed(dataset: Dataset) -> np.ndarray:
     return index
 
 
+# Around the paper's grid: 1e-3 to 0.1, and 0 to 0.5 (from memory).
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "actor_bc_coef": ("log", 1e-3, 1.0),
+    "critic_bc_coef": ("log", 1e-4, 0.5),
+    "target_tau": ("log", 2e-3, 5e-2),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

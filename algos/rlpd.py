@@ -267,5 +267,14 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(actor)
 
 
+# The paper has ensembles of 2 and 10, 1 to 20 updates a step (from memory).
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "offline_ratio": ("uniform", 0.0, 1.0),
+    "critics": ("choice", [2, 5, 10]),
+    "updates_per_step": ("choice", [1, 5, 10, 20]),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

@@ -228,5 +228,13 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(actor)
 
 
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "target_tau": ("log", 2e-3, 5e-2),
+    "target_entropy": ("uniform", -2.0, 0.0),
+    "updates_per_step": ("int", 1, 4),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

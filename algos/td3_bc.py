@@ -195,5 +195,13 @@ def train(cfg: Config, run: Run) -> None:
             run.evaluate(actor)
 
 
+# The paper looks at alpha from 1 to 4 (from memory), PRDC's authors at larger ones.
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "lr": ("log", 1e-4, 3e-3),
+    "alpha": ("log", 0.5, 40.0),
+    "target_tau": ("log", 2e-3, 5e-2),
+}
+
+
 if __name__ == "__main__":
     main(Config, train, PRESETS)

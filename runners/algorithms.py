@@ -78,9 +78,17 @@ def import_file(path: Path, algo: str | None = None) -> Any:
     return module
 
 
+# What a file tells the runner beside its training. The values of a preset, or of a trial, stand in the run's config.
+_ASIDE = ("PRESETS", "SEARCH")
+
+
 def meaning_hash(source: str) -> str:
-    """SHA-256 of what a source says to Python: its syntax tree without docstrings. Comments and layout do not count."""
+    """SHA-256 of what a source says to Python: its syntax tree without docstrings. Comments and layout do not count.
+
+    Neither do presets and search space, unless the file's own code reads them.
+    """
     tree = ast.parse(source)
+    tree.body = [node for node in tree.body if _assigned(node) not in set(_ASIDE) - _read(tree)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
@@ -91,6 +99,20 @@ def meaning_hash(source: str) -> str:
             ):
                 node.body = node.body[1:]
     return hashlib.sha256(_dump(tree).encode()).hexdigest()
+
+
+def _assigned(node: ast.stmt) -> str | None:
+    """The name that a statement gives a value to, if it is one plain name."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return targets[0].id if len(targets) == 1 and isinstance(targets[0], ast.Name) else None
+
+
+def _read(tree: ast.Module) -> set[str]:
+    """Names that are read anywhere but in the last lines, `if __name__ == "__main__": ...`."""
+    guard = ast.dump(ast.parse('__name__ == "__main__"', mode="eval").body)
+    inside = [node for node in tree.body if not (isinstance(node, ast.If) and ast.dump(node.test) == guard)]
+    names = (node for statement in inside for node in ast.walk(statement) if isinstance(node, ast.Name))
+    return {node.id for node in names if not isinstance(node.ctx, ast.Store)}
 
 
 def _dump(node: Any) -> str:

@@ -79,6 +79,21 @@ def test_comments_docstrings_and_layout_are_not_meaning():
     assert meaning_hash("x = 1") != meaning_hash("x = 1.0")
 
 
+def test_presets_and_search_space_are_not_meaning_unless_the_training_reads_them():
+    """Their values stand in a run's config."""
+    source = (ROOT / "algos" / "bc.py").read_text()
+    end = 'if __name__ == "__main__":'
+    plain = source.replace("SEARCH", "UNUSED").replace("PRESETS", "UNUSED_TOO")
+    for name, change in (("PRESETS", 'PRESETS = {"mine": {"lr": 0.1}}'), ("SEARCH", "SEARCH = {}")):
+        assert meaning_hash(source.replace(end, f"{change}\n{end}")) == meaning_hash(source)
+        read = source.replace(end, f"READ = sorted({name})\n{end}")
+        assert meaning_hash(read.replace(end, f"{change}\n{end}")) != meaning_hash(read)
+        assert meaning_hash(plain.replace(end, f"{change}\n{end}")) == meaning_hash(plain)
+    assert meaning_hash(source.replace('"log", 1e-4', '"log", 1e-5')) == meaning_hash(source)
+    assert meaning_hash(plain.replace('"log", 1e-4', '"log", 1e-5')) != meaning_hash(plain)
+    assert meaning_hash(source.replace("main(Config, train", "main(Config, other")) != meaning_hash(source)
+
+
 @pytest.mark.parametrize("name", available())
 def test_neutral_options_are_options_of_every_file(name):
     assert set(NEUTRAL) <= {
