@@ -12,7 +12,7 @@ PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 TESTS   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev bench report test test-slow test-all notebooks docs lint format clean
+.PHONY: help setup setup-dev bench report speed test test-slow test-all notebooks docs lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -46,6 +46,9 @@ bench: setup ## run a suite, skip what is finished, print the table (SUITE SEEDS
 
 report: setup ## rebuild tables, figures and report.html of SUITE
 	@$(BIN)/hoard report $(SUITE) --results $(RESULTS)
+
+speed: setup ## updates per second of each algorithm, and how near to the hardware (ALGOS RESULTS; docs/speed.md)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py --json $(RESULTS)/speed.json $(if $(ALGOS),--algos $(ALGOS))
 
 test: setup-dev ## the tests, without the slow ones
 	$(TESTS)
