@@ -104,7 +104,7 @@ def mean_interval(strata: Sequence[np.ndarray], *, level: float = LEVEL) -> Esti
     point = float(np.mean([values.mean() for values in strata]))
     if min(len(values) for values in strata) < 2:
         return Estimate(point, np.nan, np.nan)
-    variance, freedom = _variance_of_mean(strata)
+    variance, freedom = variance_of_mean(strata)
     if variance == 0:  # equal seeds: their spread is not known to be zero
         return Estimate(point, np.nan, np.nan)
     half = scipy.special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
@@ -130,7 +130,7 @@ def rate_interval(strata: Sequence[np.ndarray], episodes: float, *, level: float
     if point in (0.0, 1.0):
         bound = (1 - level) ** (1 / seeds)
         return Estimate(point, bound, 1.0) if point else Estimate(point, 0.0, 1 - bound)
-    variance, freedom = _variance_of_mean(strata)
+    variance, freedom = variance_of_mean(strata)
     if variance == 0:
         trials, quantile = float(seeds), float(scipy.special.ndtri((1 + level) / 2))
     else:
@@ -142,7 +142,7 @@ def rate_interval(strata: Sequence[np.ndarray], episodes: float, *, level: float
     return Estimate(point, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
 
 
-def _variance_of_mean(strata: Sequence[np.ndarray]) -> tuple[float, float]:
+def variance_of_mean(strata: Sequence[np.ndarray]) -> tuple[float, float]:
     """Variance of the mean over strata of their means, and its Welch-Satterthwaite degrees of freedom."""
     variances = np.array([values.var(ddof=1) / len(values) for values in strata]) / len(strata) ** 2
     variance = float(variances.sum())

@@ -220,12 +220,7 @@ def variant_table(
 
 def settings_table(results: Results) -> Table:
     """Every difference from the algorithm file's defaults; one row per group of cells with the same differences."""
-    cells = results.cells.assign(
-        differences=[
-            ", ".join(f"{name} = {_setting(value)}" for name, value in sorted((overrides or {}).items()))
-            for overrides in results.cells["overrides"]
-        ]
-    )
+    cells = results.cells.assign(differences=[setting_text(overrides) for overrides in results.cells["overrides"]])
     rows = []
     for (method, algo, differences), group in cells.groupby(["method", "algo", "differences"], sort=False):
         everywhere = set(group["dataset"]) == set(cells.loc[cells["method"] == method, "dataset"])
@@ -456,6 +451,11 @@ def _decimals(measure: str, value: float) -> int:
     if measure == "score" or math.isnan(value) or abs(value) >= 100:
         return 1
     return 2 if abs(value) >= 1 else 3
+
+
+def setting_text(overrides: dict[str, Any] | None) -> str:
+    """The options in which a run differs from its algorithm file's defaults, as text: `beta = 10.0, lr = 0.001`."""
+    return ", ".join(f"{name} = {_setting(value)}" for name, value in sorted((overrides or {}).items()))
 
 
 def _setting(value: Any) -> str:

@@ -1,0 +1,135 @@
+"""Score against tuning budget: what tuning brings after k settings, or after n evaluation episodes.
+
+Two questions, two curves. `expected_best`: k settings are tried at random and the one with the best score is kept; how
+high is its score (Dodge et al., Show your work, EMNLP 2019, here without replacement)? The score that selects is the
+score reported, so the curve is that of an oracle. `bandit`: a user has the policies of all settings and a budget of
+evaluation episodes, picks policies to try by UCB, and takes the one that looks best; how good is that policy really
+(Jackson et al., A clean slate for offline RL, 2025)? A method that needs luck in its settings falls behind in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import scipy.special
+
+from hoard.analysis import stats, tables
+from hoard.analysis.results import Results
+
+UCB = 2.0  # exploration coefficient of Jackson et al.
+REPETITIONS = 1_000
+
+
+def expected_best(scores: np.ndarray) -> np.ndarray:
+    """Expected maximum of k scores drawn without replacement, for k = 1 to n, along the last axis.
+
+    In closed form: the i-th smallest of n is the greatest of k with probability C(i - 1, k - 1) / C(n, k).
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=-1)
+    return ordered @ _greatest(ordered.shape[-1]).T
+
+
+def _greatest(n: int) -> np.ndarray:
+    """Probability that the i-th smallest (columns) is the greatest of k (rows)."""
+    i, k = np.arange(1, n + 1)[None, :], np.arange(1, n + 1)[:, None]
+    logs = scipy.special.gammaln
+
+    def choose(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+        inside = np.maximum(top - bottom, 0)
+        return logs(top + 1) - logs(bottom + 1) - logs(inside + 1)
+
+    share = np.exp(choose(i - 1, k - 1) - choose(np.full_like(i, n), k))
+    return np.where(i >= k, share, 0.0)
+
+
+def expected_best_curve(
+    scores: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    level: float = stats.LEVEL,
+    resamples: int = stats.MIN_RESAMPLES,
+) -> pd.DataFrame:
+    """Expected best of k of n settings, with its percentile-bootstrap interval over settings.
+
+    `scores`: one a setting. Columns point, low, high, indexed by k. The interval has the bias of every bootstrap of a
+    maximum: near k = n it cannot rise above the best setting seen. Raises ValueError without any finite score.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if not len(scores) or not np.isfinite(scores).all():
+        raise ValueError("expected best of k needs one finite score a setting")
+    index = pd.RangeIndex(1, len(scores) + 1, name="settings")
+    point = expected_best(scores)
+    if len(scores) < 2:
+        return pd.DataFrame({"point": point, "low": np.nan, "high": np.nan}, index=index)
+    draws = expected_best(scores[rng.integers(len(scores), size=(resamples, len(scores)))])
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return pd.DataFrame({"point": point, "low": low, "high": high}, index=index)
+
+
+def bandit(
+    returns: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    *,
+    pulls: int = 100,
+    policies: int | None = None,
+    repetitions: int = REPETITIONS,
+    coefficient: float = UCB,
+    level: float = stats.LEVEL,
+) -> pd.DataFrame:
+    """True mean score of the policy that looks best to a UCB bandit, after 1 to `pulls` evaluation episodes.
+
+    `returns`: the scores of the evaluation episodes of each policy, whose mean is taken for its true score; a pull
+    draws one of them. Each of the `repetitions` starts from `policies` of them at random (all by default), tries each
+    once, then follows mean + sqrt(coefficient * log(pulls so far) / pulls of the policy) on scores that are scaled
+    to [0, 1] by their range. Columns point, low, high (quantiles over the repetitions), indexed by pulls.
+    Raises ValueError if a policy has no episode, or there are fewer than `policies`.
+    """
+    episodes = [np.asarray(values, dtype=np.float64) for values in returns]
+    count = len(episodes) if policies is None else policies
+    if not episodes or min(len(values) for values in episodes) == 0:
+        raise ValueError("the bandit needs at least one policy, and one episode of each")
+    if not 1 <= count <= len(episodes):
+        raise ValueError(f"{count} policies cannot be drawn from {len(episodes)}")
+    every = np.concatenate(episodes)
+    low, width = every.min(), np.ptp(every) or 1.0
+    truth = np.array([values.mean() for values in episodes])
+    sizes = np.array([len(values) for values in episodes])
+    padded = np.zeros((len(episodes), sizes.max()))
+    for row, values in zip(padded, episodes):
+        row[: len(values)] = (values - low) / width
+    chosen = np.argsort(rng.random((repetitions, len(episodes))), axis=1)[:, :count]
+    tried, total = np.zeros((repetitions, count)), np.zeros((repetitions, count))
+    rows, found = np.arange(repetitions), np.empty((pulls, repetitions))
+    for pull in range(pulls):
+        if pull < count:
+            arm = np.full(repetitions, pull)
+        else:
+            arm = np.argmax(total / tried + np.sqrt(coefficient * np.log(pull) / tried), axis=1)
+        policy = chosen[rows, arm]
+        total[rows, arm] += padded[policy, rng.integers(sizes[policy])]
+        tried[rows, arm] += 1
+        seen = np.where(tried > 0, total / np.maximum(tried, 1), -np.inf)
+        found[pull] = truth[chosen[rows, np.argmax(seen, axis=1)]]
+    ends = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    index = pd.RangeIndex(1, pulls + 1, name="episodes")
+    return pd.DataFrame({"point": found.mean(axis=1), "low": ends[0], "high": ends[1]}, index=index)
+
+
+def settings(results: Results, metric: str = "score") -> pd.DataFrame:
+    """One row per algorithm file, dataset and setting that was tried: its methods' last scores, mean over seeds.
+
+    Columns algo, dataset, setting (the differences from the defaults), seeds, value. A method of a suite is a setting,
+    so is each set of options among runs in a folder, as a tuning study leaves them.
+    """
+    measure, values = tables.measures(results, metric), tables.seed_values(results)
+    keys = results.cells[["algo", "method", "dataset", "seed"]].assign(
+        setting=[tables.setting_text(overrides) for overrides in results.cells["overrides"]]
+    )
+    values = values.merge(keys, on=["method", "dataset", "seed"])
+    rows = []
+    for (algo, dataset, setting), own in values.groupby(["algo", "dataset", "setting"], sort=False):
+        value = own[measure[str(dataset)]].mean()
+        rows.append({"algo": algo, "dataset": dataset, "setting": setting, "seeds": len(own), "value": value})
+    return pd.DataFrame(rows, columns=["algo", "dataset", "setting", "seeds", "value"])

@@ -1,0 +1,69 @@
+"""Score against tuning budget: closed form against enumeration, the bandit against what it must find."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hoard.analysis import results, tuning
+
+
+def test_expected_best_is_the_mean_over_all_subsets():
+    scores = np.array([3.0, 10.0, 4.0, 4.0, -2.0, 7.5])
+    expected = [np.mean([max(one) for one in itertools.combinations(scores, k)]) for k in range(1, 7)]
+    assert tuning.expected_best(scores) == pytest.approx(expected, abs=1e-9)
+    assert tuning.expected_best(np.stack([scores, scores[::-1]]))[1] == pytest.approx(expected)
+
+
+def test_expected_best_of_many_settings_is_finite():
+    found = tuning.expected_best(np.arange(2000.0))
+    assert np.isfinite(found).all()
+    assert found[0] == pytest.approx(999.5)
+    assert found[-1] == pytest.approx(1999)
+
+
+def test_the_curve_rises_inside_its_interval():
+    curve = tuning.expected_best_curve(np.random.default_rng(0).normal(50, 10, 20), np.random.default_rng(1))
+    assert curve.index.tolist() == list(range(1, 21))
+    assert (curve["point"].diff().dropna() > 0).all()
+    assert ((curve["low"] <= curve["point"]) & (curve["point"] <= curve["high"] + 1e-9)).all()
+    single = tuning.expected_best_curve(np.array([4.0]), np.random.default_rng(1))
+    assert single["point"].tolist() == [4.0]
+    assert single["low"].isna().all()
+    for wrong in ([], [1.0, np.nan]):
+        with pytest.raises(ValueError, match="one finite score"):
+            tuning.expected_best_curve(np.array(wrong), np.random.default_rng(1))
+
+
+def test_the_bandit_starts_at_a_random_policy_and_ends_at_the_best():
+    rng = np.random.default_rng(0)
+    returns = [rng.normal(level, 5, 200) for level in (10, 30, 50, 90)]
+    means = np.array([values.mean() for values in returns])
+    curve = tuning.bandit(returns, np.random.default_rng(1), pulls=60)
+    assert curve["point"].iloc[0] == pytest.approx(means.mean(), abs=4)
+    assert curve["point"].iloc[-1] == pytest.approx(means.max(), abs=0.5)
+    subset = tuning.bandit(returns, np.random.default_rng(1), pulls=60, policies=2)
+    pairs = np.mean([max(one) for one in itertools.combinations(means, 2)])
+    assert subset["point"].iloc[-1] == pytest.approx(pairs, abs=3)
+
+
+def test_equal_policies_cannot_be_improved_upon():
+    curve = tuning.bandit([np.full(3, 7.0)] * 4, np.random.default_rng(0), pulls=10, repetitions=50)
+    assert (curve == 7.0).to_numpy().all()
+
+
+def test_refusals():
+    rng = np.random.default_rng(0)
+    for wrong in ([], [np.array([])]):
+        with pytest.raises(ValueError, match="at least one policy"):
+            tuning.bandit(wrong, rng)
+    with pytest.raises(ValueError, match="3 policies cannot be drawn from 2"):
+        tuning.bandit([np.ones(2)] * 2, rng, policies=3)
+
+
+def test_settings_are_the_methods_of_one_algorithm(quick):
+    found = tuning.settings(results.load(quick.folder))
+    own = found[(found["algo"] == "iql") & (found["dataset"] == "hoard/acrobot/expert-v0")]
+    assert own["setting"].tolist() == ["expectile = 0.9, updates = 10000"]
+    assert own["seeds"].tolist() == [5]
+    assert 75 < own["value"].iloc[0] < 95
