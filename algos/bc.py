@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
-from hoard.runners import Run, main
+from hoard.runners import History, Run, main
 from hoard.runners.nn import ObsNormalizer, cosine_lr, dropout, gaussian_noise, gradient_step, linear
 
 
@@ -54,6 +54,7 @@ class Config:
     normalize_obs: bool = True  # standardise observations inside the network, by the episodes that are kept
     # --- BC ---
     output: Literal["tanh", "gaussian"] = "tanh"  # bounded mean with squared error, or linear mean with log-likelihood
+    eval_actions: Literal["mean", "sample"] = "mean"  # actions of the evaluated policy; sample needs output gaussian
 
     def check(self) -> None:
         """Raise ValueError for options that make no sense, naming what would be right."""
@@ -61,6 +62,8 @@ class Config:
             raise ValueError(f"top_fraction {self.top_fraction}: must be above 0 and at most 1")
         if self.input_noise < 0:
             raise ValueError(f"input_noise {self.input_noise}: must be 0 or more")
+        if self.eval_actions == "sample" and self.output != "gaussian":
+            raise ValueError(f"eval_actions sample: only output gaussian has a spread to sample, not {self.output}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -100,6 +103,16 @@ class Actor(nn.Module):
         return self(obs)
 
 
+class SampledActor(Actor):
+    """The same, evaluated with samples of the Gaussian."""
+
+    def act(self, obs: Tensor, history: History) -> Tensor:  # type: ignore[override]
+        """A sample."""
+        mean = self(obs)
+        noise = torch.randn(mean.shape, generator=history.generator, device=mean.device)
+        return mean + self.log_std.exp() * noise
+
+
 # --- losses: a scalar and detached metrics ---
 
 
@@ -121,7 +134,8 @@ def actor_loss(actor: Actor, batch: dict[str, Tensor], generator: torch.Generato
 def train(cfg: Config, run: Run) -> None:
     dataset, device, generator = run.dataset.top_episodes(cfg.top_fraction), run.device, run.generator
     buffer = ReplayBuffer(dataset, device)
-    actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
+    kind = Actor if cfg.eval_actions == "mean" else SampledActor
+    actor = kind(cfg, dataset.obs_dim, dataset.action_dim, generator)
     if cfg.normalize_obs:
         mean, std = buffer.obs_stats()
         actor.normalize.fit(mean, std + 1e-3)

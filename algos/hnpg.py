@@ -4,8 +4,9 @@ On-policy learning whose critic and Fisher matrix see offline data too. Each rou
 the present policy by two regressions at once (online pairs on Monte-Carlo returns; offline pairs on r + Q(s', a'), a'
 from the policy), and takes one trust-region step on online and offline states together. There is no offline phase.
 
-Presets: `released` (default) follows the authors' code, `paper` its text, `trpo` drops every use of the data. Forms
-with networks per time step or shared ones, deviations, results: docs/algorithms/hnpg.md.
+Presets: `released` (default) follows the authors' code, `paper` its text, `trpo` drops every use of the data;
+`continuous` is the form for continuous control, with normalised observations, returns and advantages. Networks per time
+step or shared ones, deviations, results: docs/algorithms/hnpg.md.
 
 Run: python algos/hnpg.py --dataset hoard/comblock/h10-v0 --seed 0
 """
@@ -13,6 +14,7 @@ Run: python algos/hnpg.py --dataset hoard/comblock/h10-v0 --seed 0
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import gradient_step
+from hoard.runners.nn import ObsNormalizer, gradient_step
 from hoard.runners.training_env import TrainingBatch, TrainingEnv
 
 
@@ -52,10 +54,13 @@ class Config:
     batch_steps: int = 1000  # environment steps of a round, rounded up to whole episodes
     online_weight: float = 1.0  # lambda: weight of online against offline terms
     reward_scale: float = 1.0  # rewards are multiplied by it before learning
+    normalize: bool = False  # standardise observations, returns and each source's advantages; shared networks only
     # --- critic ---
     critic_hidden: tuple[int, ...] = (64, 64)  # widths of its hidden layers
     critic_lr: float = 3e-4  # step size of Adam, which starts anew in every fit
-    critic_steps: int = 30  # full-batch steps of a fit
+    critic_steps: int = 30  # full-batch steps of a fit, or its most epochs where critic_batch is set
+    critic_batch: int | None = None  # rows of each source per step; none takes all of them
+    critic_tolerance: float = 0.01  # with critic_batch: a fit ends once two epochs gain less than this share
     critic_sweeps: int = 1  # fits of every critic in a round
     value_samples: int = 10  # V(s) is the mean of Q over so many actions of the policy
     # --- policy ---
@@ -77,6 +82,10 @@ class Config:
         for name in ("batch_steps", "critic_steps", "critic_sweeps", "value_samples", "cg_steps", "ls_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+        if self.critic_batch is not None and self.critic_batch < 1:
+            raise ValueError(f"critic_batch {self.critic_batch}: must be at least 1, or none")
+        if self.critic_tolerance < 0:
+            raise ValueError(f"critic_tolerance {self.critic_tolerance}: must not be negative")
         for name in ("online_weight", "reward_scale", "critic_lr", "max_kl"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must be above 0")
@@ -86,7 +95,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     "released": {},
     "paper": {"offline_adv_action": "dataset", "ls_kl_check": True},
     "trpo": {"hybrid": False},
+    "continuous": {
+        "per_step": "no",
+        "normalize": True,
+        "batch_steps": 2000,
+        "critic_batch": 256,
+        "critic_lr": 1e-3,
+        "critic_sweeps": 3,
+        "policy_hidden": (64, 64),
+        "max_kl": 0.02,
+        "ls_kl_check": True,
+        "eval_actions": "mean",
+    },
 }
+
+
+FAR_OFF = 10  # rounds after which values far from the returns are warned of
 
 
 # --- networks: G of a kind, stacked; x is (G, B, inputs) ---
@@ -129,29 +153,30 @@ class Actor(nn.Module):
     def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator, steps: int) -> None:
         super().__init__()
         self.steps, self.eval_actions = steps, cfg.eval_actions
+        self.normalize = ObsNormalizer(obs_dim, generator.device).double()
         self.mean = Stack(steps, [obs_dim, *cfg.policy_hidden, action_dim], generator)
         self.log_std = nn.Parameter(self.mean.weights[0].new_zeros(steps, 1, action_dim))
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """(G, B, obs_dim) -> mean (G, B, action_dim), log-std (G, 1, action_dim)."""
-        return self.mean(obs), self.log_std
+        return self.mean(self.normalize(obs)), self.log_std
 
     @torch.no_grad()
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Sampled actions, (G, B, obs_dim) -> (G, B, action_dim)."""
-        return normal(self.mean(obs), self.log_std, generator)
+        return normal(self.mean(self.normalize(obs)), self.log_std, generator)
 
     @torch.no_grad()
     def explore_at(self, t: int, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Sampled actions at time step t, (B, obs_dim) -> (B, action_dim)."""
         group = t if self.steps > 1 else 0
-        return normal(self.mean.at(group, obs), self.log_std[group], generator)
+        return normal(self.mean.at(group, self.normalize(obs)), self.log_std[group], generator)
 
     def act(self, obs: Tensor, history: History) -> Tensor:
         """A sampled action, or the mean, as `eval_actions` says."""
         if self.eval_actions == "sample":
             return self.explore_at(history.t, obs.double(), history.generator)
-        return self.mean.at(history.t if self.steps > 1 else 0, obs.double())
+        return self.mean.at(history.t if self.steps > 1 else 0, self.normalize(obs.double()))
 
 
 def normal(mean: Tensor, log_std: Tensor, generator: torch.Generator) -> Tensor:
@@ -160,29 +185,44 @@ def normal(mean: Tensor, log_std: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Critic(nn.Module):
-    """Q of (obs, action), one per group. Actions are clipped first, as the environment clips them."""
+    """Q of (obs, action), one per group. Actions are clipped first, as the environment clips them.
+
+    The networks' outputs are in units of returns that have mean `shift` and standard deviation `scale`.
+    """
 
     low: Tensor
     high: Tensor
+    shift: Tensor
+    scale: Tensor
 
     def __init__(
         self, cfg: Config, obs_dim: int, low: np.ndarray, high: np.ndarray, generator: torch.Generator, steps: int
     ) -> None:
         super().__init__()
+        self.normalize = ObsNormalizer(obs_dim, generator.device).double()
         self.net = Stack(steps, [obs_dim + len(low), *cfg.critic_hidden, 1], generator)
-        for name, bound in (("low", low), ("high", high)):
-            self.register_buffer(name, torch.as_tensor(bound, dtype=torch.float64, device=generator.device))
+        for name, value in (("low", low), ("high", high), ("shift", 0.0), ("scale", 1.0)):
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64, device=generator.device))
 
     def inputs(self, obs: Tensor, action: Tensor) -> Tensor:
-        return torch.cat([obs, action.clamp(self.low, self.high)], dim=-1)
+        return torch.cat([self.normalize(obs), action.clamp(self.low, self.high)], dim=-1)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """(G, B, ...) -> (G, B)."""
-        return self.net(self.inputs(obs, action)).squeeze(-1)
+        return self.net(self.inputs(obs, action)).squeeze(-1) * self.scale + self.shift
 
     def at(self, group: int, obs: Tensor, action: Tensor) -> Tensor:
         """Of group `group` alone: (B, ...) -> (B,)."""
-        return self.net.at(group, self.inputs(obs, action)).squeeze(-1)
+        return self.net.at(group, self.inputs(obs, action)).squeeze(-1) * self.scale + self.shift
+
+    @torch.no_grad()
+    def rescale(self, returns: Tensor) -> None:
+        """Take shift and scale from these returns, and change the last layer so that no prediction moves (PopArt)."""
+        shift, scale = returns.mean(), returns.std(correction=0).clamp(min=1e-6)
+        self.net.weights[-1].mul_(self.scale / scale)
+        self.net.biases[-1].mul_(self.scale / scale).add_((self.shift - shift) / scale)
+        self.shift.copy_(shift)
+        self.scale.copy_(scale)
 
 
 # --- critic ---
@@ -199,17 +239,49 @@ def critic_loss(
     return loss, {"losses/critic": loss.detach()}
 
 
+def plateau(losses: list[float], tolerance: float) -> bool:
+    """Whether the last two epochs brought the least loss down by less than this share of it."""
+    return len(losses) > 2 and min(losses[-2:]) > (1 - tolerance) * min(losses[:-2])
+
+
 def fit(
-    critic: Critic, group: int, inputs: Tensor, online: Tensor, offline: Tensor | None, cfg: Config
+    critic: Critic,
+    group: int,
+    inputs: Tensor,
+    online: Tensor,
+    offline: Tensor | None,
+    cfg: Config,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Full-batch Adam, newly started, on one group's critic; metrics of its last step. `inputs` (B, obs + action)."""
+    """Adam, newly started, on one group's critic; metrics of its last step or epoch.
+
+    `inputs` (B, obs + action), the online rows first; `online` and `offline` are targets in the networks' units.
+    """
     own = [p[group].detach().clone().requires_grad_() for p in (*critic.net.weights, *critic.net.biases)]
     weights, biases = own[: len(own) // 2], own[len(own) // 2 :]
     optimizer = torch.optim.Adam(own, lr=cfg.critic_lr, fused=True)
-    for _ in range(cfg.critic_steps):
-        q = mlp(weights, biases, inputs).squeeze(-1)
-        loss, metrics = critic_loss(q, online, offline, cfg.online_weight)
-        gradient_step(optimizer, loss)
+    if cfg.critic_batch is None:
+        for _ in range(cfg.critic_steps):
+            q = mlp(weights, biases, inputs).squeeze(-1)
+            loss, metrics = critic_loss(q, online, offline, cfg.online_weight)
+            gradient_step(optimizer, loss)
+    else:
+        n, size = len(online), cfg.critic_batch
+        losses: list[float] = []
+        while len(losses) < cfg.critic_steps and not plateau(losses, cfg.critic_tolerance):
+            order = torch.randperm(n, generator=generator, device=inputs.device)
+            other = torch.randperm(n, generator=generator, device=inputs.device)
+            total = torch.zeros((), dtype=inputs.dtype, device=inputs.device)
+            for first in range(0, n, size):
+                index, rows = order[first : first + size], other[first : first + size]
+                both = index if offline is None else torch.cat([index, n + rows])
+                q = mlp(weights, biases, inputs[both]).squeeze(-1)
+                target = None if offline is None else offline[rows]
+                loss, metrics = critic_loss(q, online[index], target, cfg.online_weight)
+                gradient_step(optimizer, loss)
+                total += metrics["losses/critic"] * len(index) / n
+            losses.append(total.item())
+        metrics = {"losses/critic": total, "losses/critic_epochs": torch.tensor(float(len(losses)))}
     with torch.no_grad():
         for whole, part in zip((*critic.net.weights, *critic.net.biases), own):
             whole[group] = part
@@ -232,7 +304,8 @@ def fit_critics(
     Without `per_step` there is one group, and the following step has its critic, as it was before the sweep.
     """
     groups = len(online["obs"])
-    losses = []
+    fits = []
+    unit = lambda returns: (returns - critic.shift) / critic.scale  # noqa: E731
     for g in reversed(range(groups)):
         inputs = critic.inputs(online["obs"][g], online["action"][g])
         target = None
@@ -245,8 +318,9 @@ def fit_critics(
                     q = critic.at(following, next_obs, actor.explore_at(following, next_obs, generator))
                 target = target + discount * (1 - offline["terminated"][g]) * q
             inputs = torch.cat([inputs, critic.inputs(offline["obs"][g], offline["action"][g])])
-        losses.append(fit(critic, g, inputs, online["target"][g], target, cfg)["losses/critic"])
-    return {"losses/critic": torch.stack(losses).mean()}
+        wanted = unit(online["target"][g])
+        fits.append(fit(critic, g, inputs, wanted, None if target is None else unit(target), cfg, generator))
+    return {name: torch.stack([one[name] for one in fits]).mean() for name in fits[0]}
 
 
 @torch.no_grad()
@@ -471,6 +545,47 @@ def offline_batch(
     return out
 
 
+# --- normalisation ---
+
+
+class ObsStats(nn.Module):
+    """Mean and variance of all observations so far, merged batch by batch."""
+
+    count: Tensor
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, obs_dim: int, device: torch.device) -> None:
+        super().__init__()
+        for name, shape in (("count", ()), ("mean", (obs_dim,)), ("var", (obs_dim,))):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64, device=device))
+
+    @torch.no_grad()
+    def add(self, obs: Tensor) -> None:
+        """Take in observations (B, obs_dim)."""
+        n, mean, var = len(obs), obs.mean(dim=0), obs.var(dim=0, correction=0)
+        total, gap = self.count + n, mean - self.mean
+        spread = self.var * self.count + var * n + gap.square() * self.count * n / total
+        self.mean += gap * n / total
+        self.var.copy_(spread / total)
+        self.count.copy_(total)
+
+    def fit(self, *networks: Actor | Critic) -> None:
+        for net in networks:
+            net.normalize.fit(self.mean, self.var.sqrt() + 1e-3)
+
+
+def standardized(advantage: Tensor) -> Tensor:
+    """(G, B) with mean 0 and standard deviation 1 in each group."""
+    centred = advantage - advantage.mean(dim=1, keepdim=True)
+    return centred / (centred.square().mean(dim=1, keepdim=True).sqrt() + 1e-8)
+
+
+def explained_variance(value: Tensor, target: Tensor) -> Tensor:
+    """1 - variance of what V misses / variance of the returns; 1 is exact, 0 as good as their mean."""
+    return 1 - (target - value).var(correction=0) / target.var(correction=0).clamp(min=1e-12)
+
+
 # --- training ---
 
 
@@ -487,6 +602,8 @@ def has_step_networks(run: Run, cfg: Config) -> bool:
 def train(cfg: Config, run: Run) -> None:
     dataset, device, generator = run.dataset, run.device, run.generator
     per_step = has_step_networks(run, cfg)
+    if per_step and cfg.normalize:
+        raise ValueError("normalize: only for shared networks; use per_step no")
     steps = run.episode_limit if per_step else 1
     discount = cfg.discount if cfg.discount is not None else (1.0 if per_step else 0.99)
     low, high = dataset.action_space.low, dataset.action_space.high
@@ -494,6 +611,11 @@ def train(cfg: Config, run: Run) -> None:
     critic = Critic(cfg, dataset.obs_dim, low, high, generator, steps)
     buffer = ReplayBuffer(dataset, device, scale_actions=False) if cfg.hybrid else None
     starts = torch.as_tensor(dataset.starts[:-1], device=device)
+    stats = ObsStats(dataset.obs_dim, device)
+    if cfg.normalize and cfg.hybrid:
+        stats.add(torch.as_tensor(dataset.obs, dtype=torch.float64, device=device))
+        stats.fit(actor, critic)
+    far_off = 0  # rounds in a row whose values told the returns no better than their mean
     batch = run.training_batch(math.ceil(cfg.batch_steps / run.episode_limit))
     env = run.training_env(scale_actions=False) if batch is None else None
 
@@ -524,7 +646,10 @@ def train(cfg: Config, run: Run) -> None:
 
         # fit Q: online pairs on Monte-Carlo returns, offline pairs on r + Q(s', a')
         online = {"obs": rows(rollout["obs"]), "action": rows(rollout["action"])}
-        online["target"] = rows(returns_to_go(reward, alive, bootstrap(rollout), discount))
+        target = returns_to_go(reward, alive, bootstrap(rollout), discount)
+        online["target"] = rows(target)
+        if cfg.normalize:
+            critic.rescale(online["target"])
         n = online["obs"].shape[1]
         offline = offline_batch(buffer, starts, steps, n, cfg, generator) if buffer is not None else None
         for _ in range(cfg.critic_sweeps):
@@ -534,25 +659,43 @@ def train(cfg: Config, run: Run) -> None:
         values = torch.zeros_like(reward)
         values[real] = value(online["obs"]).flatten()
         advantage = rows(gae(reward, values, alive, bootstrap(rollout), discount, cfg.gae_lambda))
-        parts = [(online["obs"], online["action"], advantage)]
+        metrics["values/explained_variance"] = explained_variance(values[real], target[real])
+        metrics["values/return"] = target[real].mean()
+        metrics["advantages/online"] = advantage.std(correction=0)
+        scaled = standardized if cfg.normalize else lambda advantage: advantage
+        parts = [(online["obs"], online["action"], scaled(advantage))]
         weight = torch.full((n,), 1 / n, dtype=torch.float64, device=device)
         if offline is not None:
             obs, action = offline["obs"], offline["action"]
             if cfg.offline_adv_action == "policy":
                 action = actor.explore(obs, generator)
             with torch.no_grad():
-                parts.append((obs, action, critic(obs, action) - value(obs)))
+                advantage = critic(obs, action) - value(obs)
+            metrics["advantages/offline"] = advantage.std(correction=0)
+            parts.append((obs, action, scaled(advantage)))
             weight = torch.cat([cfg.online_weight * weight, weight]) / (1 + cfg.online_weight)
 
         # one trust-region step on both
         obs, action, advantage = (torch.cat(tensors, dim=1) for tensors in zip(*parts))
         of_actor = trust_region_step(actor, obs, action, advantage, weight, cfg)
+        if cfg.normalize:  # for the next round: behaviour and update of this one saw the same numbers
+            stats.add(online["obs"][0])
+            stats.fit(actor, critic)
         return metrics | of_critic | of_actor | {"values/q": values.sum() / alive.sum()}
 
-    run.register(actor=actor, critic=critic)
+    run.register(actor=actor, critic=critic, stats=stats)
     for _ in run.online(cfg.online_steps):
         # updates are gradient steps that each network got
-        run.log(update(), updates=cfg.critic_sweeps * cfg.critic_steps + 1)
+        metrics = update()
+        far_off = far_off + 1 if metrics["values/explained_variance"] < 0 else 0
+        if far_off == FAR_OFF:
+            warnings.warn(
+                f"for {FAR_OFF} rounds V has told the returns no better than their mean would (V "
+                f"{metrics['values/q']:.4g}, returns {metrics['values/return']:.4g}): more critic_steps or "
+                "critic_sweeps, or preset continuous",
+                stacklevel=1,
+            )
+        run.log(metrics, updates=cfg.critic_sweeps * cfg.critic_steps + 1)
         if run.evaluation_due:
             run.evaluate(actor)
 

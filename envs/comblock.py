@@ -22,7 +22,8 @@ policy is paid with probability 10^-H. An action is ten numbers a; the latent ac
 
 Constants and rules are those of the authors' public code (YifeiZhou02/HNPG, lock_continuous.py). Differences: softmax
 is computed without overflow; the codes come from a generator of their own; the action space has bounds, +-5 per
-number, where the original has none. Nothing is clipped in here: an action beyond the bounds means what it says.
+number unless `low` and `high` say otherwise, where the original has none (its RLPD acts in [0, 1]). Nothing is clipped
+in here: an action beyond the bounds means what it says.
 
 Episodes last H steps and end with ``terminated``. Both ids are registered without a time limit; pass
 ``max_episode_steps=horizon`` where one is wanted. ``info`` holds ``time_step`` h, ``latent`` (the state now), and
@@ -202,15 +203,15 @@ class CombLock(gym.Env, EzPickle):
     metadata = {"render_modes": []}  # noqa: RUF012  Gymnasium's own convention
     batch_type: type[LockBatch] = LockBatch
 
-    def __init__(self, **kwargs: Any) -> None:
-        EzPickle.__init__(self, **kwargs)
+    def __init__(self, low: float = -BOUND, high: float = BOUND, **kwargs: Any) -> None:
+        EzPickle.__init__(self, low, high, **kwargs)
         self.lock = self.batch(1, **kwargs)
         self.observation_space = Box(-np.inf, np.inf, (self.lock.obs_dim,), np.float32)
-        self.action_space = Box(-BOUND, BOUND, (ACTIONS,), np.float32)
+        self.action_space = Box(low, high, (ACTIONS,), np.float32)
 
     @classmethod
-    def batch(cls, n: int, **kwargs: Any) -> LockBatch:
-        """n episodes at once, see `hoard.envs.batch.make_batch`; `kwargs` are those of the environment."""
+    def batch(cls, n: int, low: float = -BOUND, high: float = BOUND, **kwargs: Any) -> LockBatch:
+        """n episodes at once, see `hoard.envs.batch.make_batch`; arguments are those of the environment."""
         return cls.batch_type(n, **kwargs)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:

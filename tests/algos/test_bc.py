@@ -134,3 +134,35 @@ def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     kill("bc", args, broken, update=700)
     assert "resuming after update" in run_file("bc", *args, results=broken).stdout
     assert_same_run(straight, broken)
+
+
+# --- sampled actions ---
+
+
+def test_sampled_evaluation_draws_around_the_mean_with_the_policys_spread():
+    run = Listening(flat_dataset(), seed=0)
+    bc.train(bc.Config(updates=5, batch_size=8, hidden=(8,), output="gaussian", eval_actions="sample"), run)
+    actor = run.objects["actor"]
+    with torch.no_grad():
+        actor.log_std.copy_(torch.tensor([-1.0, 0.5]))
+    obs = torch.zeros(20_000, 3)
+    history = history_of(torch.zeros(20_000, 1, 3))
+    with torch.no_grad():
+        action, again = actor.act(obs, history), actor.act(obs, history_of(torch.zeros(20_000, 1, 3)))
+    assert torch.equal(action, again)  # from the evaluation's generator
+    torch.testing.assert_close(action.mean(0), actor(obs[:1])[0].detach(), atol=0.05, rtol=0)
+    torch.testing.assert_close(action.std(0), torch.tensor([-1.0, 0.5]).exp(), atol=0.05, rtol=0)
+    assert not torch.equal(action, actor.act(obs, history))
+    assert not uses_history(bc.Actor(bc.Config(), 3, 2, generator()))
+
+
+def test_a_sampling_policy_is_kept_and_loaded(tiny, run_file, tmp_path):
+    more = {"--output": "gaussian", "--eval-actions": "sample"}
+    done = run_file("bc", *small(tiny), *(part for pair in more.items() for part in pair))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_kept_policy_repeats_the_score(only_run(tmp_path / "results"))
+
+
+def test_a_bounded_output_has_nothing_to_sample():
+    with pytest.raises(BadInput, match="eval_actions sample: only output gaussian"):
+        check(bc.Config(eval_actions="sample"))

@@ -457,11 +457,16 @@ def test_steps_and_updates_are_counted():
         {"value_samples": 3},
         {"gae_lambda": 0.1},
         {"max_kl": 1e-3},
+        {"critic_batch": 8},
+        {"critic_batch": 8, "per_step": "no", "critic_steps": 40, "critic_tolerance": 0.5},
+        {"normalize": True, "per_step": "no"},
     ],
 )
 def test_no_option_is_ignored(options):
     # a trust region so wide that full steps fail: the line search has to work
     base = {"max_kl": 30.0} if {"ls_steps", "ls_accept"} & set(options) else {}
+    if {"normalize", "critic_tolerance"} & set(options):
+        base = {name: value for name, value in options.items() if name not in ("normalize", "critic_tolerance")}
     a, b = baseline(**base), trained(shared_data(), **{**base, **options})
     assert any(x.shape != y.shape or not torch.equal(x, y) for x, y in zip(weights_of(a), weights_of(b)))
 
@@ -502,6 +507,99 @@ def test_updates_before_going_online_are_refused(lock, run_file, tmp_path):
     assert not list(tmp_path.glob("results/runs"))
 
 
+# --- the form for continuous control ---
+
+
+def test_rescaling_the_critic_moves_no_prediction():
+    cfg = hnpg.Config()
+    critic = hnpg.Critic(cfg, 3, -np.ones(2), np.ones(2), generator(), steps=1)
+    obs, action = randn(1, 50, 3, seed=1), randn(1, 50, 2, seed=2)
+    for returns in (5 + 20 * randn(1, 400, seed=3), -300 + 0.1 * randn(1, 400, seed=4), torch.full((1, 9), 7.0)):
+        before = critic(obs, action).detach()
+        critic.rescale(returns.double())
+        torch.testing.assert_close(critic(obs, action), before)
+        torch.testing.assert_close(critic.at(0, obs[0], action[0]), before[0])
+        assert critic.shift.item() == pytest.approx(returns.mean().item())
+        assert critic.scale.item() == pytest.approx(max(returns.std(correction=0).item(), 1e-6))
+
+
+def test_observation_statistics_are_those_of_all_batches():
+    stats = hnpg.ObsStats(3, torch.device("cpu"))
+    batches = [5 + 3 * randn(n, 3, seed=n) for n in (7, 1, 200)]
+    for batch in batches:
+        stats.add(batch)
+    together = torch.cat(batches)
+    torch.testing.assert_close(stats.mean, together.mean(dim=0))
+    torch.testing.assert_close(stats.var, together.var(dim=0, correction=0))
+    actor = small_actor(1)
+    stats.fit(actor)
+    scaled = (together - together.mean(dim=0)) / (together.std(dim=0, correction=0) + 1e-3)
+    torch.testing.assert_close(actor(together[None])[0], actor.mean(scaled[None]))
+
+
+def test_each_source_of_advantages_is_standardised_alone():
+    advantage = torch.stack([3 + 100 * randn(500, seed=1), 1e-3 * randn(500, seed=2)])
+    scaled = hnpg.standardized(advantage)
+    torch.testing.assert_close(scaled.mean(dim=1), torch.zeros(2).double())
+    torch.testing.assert_close(scaled.square().mean(dim=1), torch.ones(2).double(), rtol=1e-4, atol=0)
+    assert torch.equal(hnpg.standardized(torch.full((1, 5), 2.0)), torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize(
+    ("losses", "ended"),
+    [
+        ([1.0], False),
+        ([1.0, 0.999], False),
+        ([1.0, 0.5, 0.25], False),
+        ([1.0, 0.995, 0.992], True),
+        ([1.0, 1.2, 0.9], False),
+        ([1.0, 0.5, 0.6, 0.7], True),
+        ([1.0, 0.5, 0.6, 0.4], False),
+    ],
+)
+def test_a_fit_ends_on_a_plateau_of_two_epochs(losses, ended):
+    assert hnpg.plateau(losses, 0.01) == ended
+
+
+@pytest.mark.parametrize("tolerance", [0.01, 0.2])
+def test_a_fit_in_batches_finds_the_least_squares_and_stops_by_itself(tolerance):
+    """A linear target that the network can express nearly; a looser tolerance needs fewer epochs."""
+    cfg = hnpg.Config(critic_batch=64, critic_steps=500, critic_lr=1e-2, critic_tolerance=tolerance)
+    critic = hnpg.Critic(cfg, 2, -np.ones(1), np.ones(1), generator(), steps=1)
+    inputs = randn(640, 3, seed=5)
+    target = inputs @ torch.tensor([0.5, -0.3, 0.2]).double()
+    metrics = hnpg.fit(critic, 0, inputs, target[:320], target[320:], cfg, generator(1))
+    assert metrics["losses/critic_epochs"] < 500
+    if tolerance == 0.01:
+        q = critic.net.at(0, inputs)[:, 0]
+        assert (q - target).square().mean() < 0.02 * target.var()
+    else:
+        assert metrics["losses/critic_epochs"] < 30
+
+
+def test_explained_variance():
+    target = randn(1000, seed=6)
+    assert hnpg.explained_variance(target, target) == 1
+    assert hnpg.explained_variance(torch.zeros(1000).double(), target) == pytest.approx(0)
+    assert hnpg.explained_variance(-target, target) == pytest.approx(-3)
+    assert hnpg.explained_variance(target + 5, target) == pytest.approx(1)
+
+
+def test_values_far_from_the_returns_are_warned_of(monkeypatch):
+    monkeypatch.setattr(hnpg, "FAR_OFF", 2)
+    monkeypatch.setattr(hnpg, "explained_variance", lambda value, target: torch.tensor(-0.5))
+    with pytest.warns(UserWarning, match=r"for 2 rounds V has told the returns no better .* preset continuous"):
+        trained(shared_data())
+
+
+def test_what_the_continuous_form_logs():
+    run = trained(shared_data(), per_step="no", normalize=True, critic_batch=16)
+    assert {"values/explained_variance", "values/return", "advantages/online", "advantages/offline"} <= set(
+        run.logged[0]
+    )
+    assert "advantages/offline" not in trained(shared_data(), hybrid=False).logged[0]
+
+
 # --- acting ---
 
 
@@ -536,7 +634,7 @@ def options(dataset: str, **more: object) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-@pytest.mark.parametrize("preset", list(hnpg.PRESETS))
+@pytest.mark.parametrize("preset", [name for name in hnpg.PRESETS if name != "continuous"])
 def test_run_on_the_lock(lock, run_file, tmp_path, preset):
     done = run_file("hnpg", *options(lock), "--preset", preset)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -583,9 +681,10 @@ def test_killed_and_resumed_equals_undisturbed(lock, run_file, tmp_path):
     assert_same_run(straight, broken)
 
 
-def test_a_death_among_single_episodes_loses_nothing(tiny, run_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("preset", ["released", "continuous"])
+def test_a_death_among_single_episodes_loses_nothing(tiny, run_file, tmp_path, monkeypatch, preset):
     """The training environment steps one episode at a time; the process dies in the middle of one, twice."""
-    args = options(tiny, online_steps=1600, batch_steps=200, checkpoint_every=400, eval_every=800)
+    args = options(tiny, online_steps=1600, batch_steps=200, checkpoint_every=400, eval_every=800, preset=preset)
     assert run_file("hnpg", *args, results=tmp_path / "straight").returncode == 0
     for step in (730, 510):
         with dying_at(monkeypatch, "_stepped", step):

@@ -8,12 +8,12 @@ from hoard.datasets.minari import reader, writer
 from hoard.datasets.recipes import catalogue, comblock
 from hoard.datasets.recipes.catalogue import COMBLOCK_HORIZONS
 from hoard.datasets.recipes.in_memory import dataset_of
-from hoard.envs.comblock import DEAD, LockBatch, rotation
+from hoard.envs.comblock import DEAD, LockBatch, RichLockBatch, rotation
 
 EPISODES = 20_000
 
 
-@pytest.fixture(scope="module", params=COMBLOCK_HORIZONS)
+@pytest.fixture(scope="module", params=(5, 10, 15, 30))
 def recording(request):
     return comblock.record(request.param, episodes=EPISODES, reference_episodes=20)
 
@@ -43,7 +43,7 @@ def test_behaviour_is_epsilon_greedy(recording):
     horizon = len(recording.episodes[0])
     actions = stacked(recording, "actions")
     latent = np.stack([episode.infos["latent"] for episode in recording.episodes])[:, :-1]
-    codes = LockBatch(1, horizon, lock_seed=comblock.LOCK_SEED).codes
+    codes = LockBatch(1, horizon, lock_seed=0).codes
     wanted = codes[np.minimum(latent, 1), np.arange(horizon)]
     greedy = (actions == np.eye(10)[wanted]).all(axis=-1)
     n = greedy.size
@@ -104,7 +104,83 @@ def test_ids(horizon, monkeypatch):
     dataset_id = f"hoard/comblock/h{horizon}-v0"
     assert recipes.is_known(dataset_id)
     assert dataset_id in recipes.known_ids()
-    assert catalogue.find(dataset_id).args == (horizon,)
+    assert catalogue.find(dataset_id).args == (horizon, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("h7", (7, (), 0)),
+        ("h10-paper", (10, ("paper",), 0)),
+        ("h20-paper-rich-forced-unit-lock12", (20, ("paper", "rich", "forced", "unit"), 12)),
+        ("h5-lock3", (5, (), 3)),
+    ],
+)
+def test_variants_have_ids(name, arguments):
+    dataset_id = f"hoard/comblock/{name}-v0"
+    assert recipes.is_known(dataset_id)
+    assert catalogue.is_in_memory(dataset_id)
+    assert catalogue.find(dataset_id).args == arguments
+
+
+@pytest.mark.parametrize("name", ["h0", "h05", "h100", "h5-rich-paper", "h5-rich-rich", "h5-lock0", "h5-lock01", "h5-"])
+def test_other_spellings_have_not(name):
+    assert not recipes.is_known(f"hoard/comblock/{name}-v0")
+
+
+def small(*variants, lock_seed=0, horizon=6, episodes=4000):
+    return comblock.record(horizon, variants, lock_seed, episodes=episodes, reference_episodes=5)
+
+
+def latents(recording):
+    return np.stack([episode.infos["latent"] for episode in recording.episodes])
+
+
+def test_the_papers_rewards_are_a_bait_at_the_fall():
+    recording = small("paper")
+    rewards, latent = stacked(recording, "rewards"), latents(recording)
+    falls = (latent[:, :-1] != DEAD) & (latent[:, 1:] == DEAD)
+    falls[:, -1] |= (latent[:, -2] != DEAD) & (rewards[:, -1] < 1)
+    assert set(rewards[~falls]) <= {0.0, 1.0}
+    assert rewards[falls].mean() == pytest.approx(0.05, abs=0.01)
+    assert recording.eval_env_spec.kwargs["reward_mode"] == "paper"
+
+
+def test_forced_data_are_uniform_at_the_middle_step_alone():
+    recording = small("forced")
+    one_hot = np.isin(stacked(recording, "actions"), (0.0, 1.0)).all(axis=-1).mean(axis=0)
+    assert one_hot[3] == 0
+    assert one_hot[[0, 1, 2, 4, 5]] == pytest.approx(1 - 1 / 6, abs=0.03)
+
+
+def test_rich_data_have_the_rich_locks_observations():
+    recording = small("rich", episodes=50)
+    observations = stacked(recording, "observations")
+    assert observations.shape == (50, 7, 512)
+    assert np.linalg.norm(observations, axis=-1) == pytest.approx(1, abs=1e-5)
+    assert recording.eval_env_spec.id == "hoard/CombLockRich-v0"
+    bank = RichLockBatch(1, 6)._bank
+    assert all((bank[3 * h + latents(recording)[0, h]] == observations[0, h]).all(axis=-1).any() for h in range(7))
+
+
+def test_the_unit_box_is_that_of_the_environment_and_changes_no_row():
+    unit, plain = small("unit", episodes=40), small(episodes=40)
+    assert (unit.action_space.low == 0).all()
+    assert (unit.action_space.high == 1).all()
+    env = unit.eval_env_spec.make()
+    assert env.action_space == unit.action_space
+    env.close()
+    for name in ("observations", "actions", "rewards"):
+        np.testing.assert_array_equal(stacked(unit, name), stacked(plain, name))
+
+
+def test_every_lock_has_codes_and_data_of_its_own():
+    recordings = [small(lock_seed=seed, episodes=40) for seed in (0, 1, 2)]
+    for one, other in ((0, 1), (1, 2)):
+        a, b = recordings[one], recordings[other]
+        assert a.eval_env_spec.kwargs["lock_seed"] != b.eval_env_spec.kwargs["lock_seed"]
+        assert not np.array_equal(stacked(a, "observations"), stacked(b, "observations"))
+        assert not np.array_equal(stacked(a, "actions"), stacked(b, "actions"))
 
 
 def test_in_memory_is_what_storing_and_reading_gives():

@@ -162,9 +162,8 @@ def test_ids():
         "hoard/maze2d/umaze-v0",
         "hoard/maze2d/medium-v0",
         "hoard/pendulum/mixed-v0",
-        "hoard/comblock/h5-v0",
-        "hoard/comblock/h10-v0",
-        "hoard/comblock/h15-v0",
+        *(f"hoard/comblock/h{h}-v0" for h in (5, 10, 15, 30, 50)),
+        *(f"hoard/comblock/h10-{variant}-v0" for variant in ("paper", "rich", "forced", "unit")),
         "hoard/gridworld/expert-v0",
         "hoard/doublechain/expert-v0",
         *(
