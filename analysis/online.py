@@ -124,6 +124,18 @@ def regret(curve: pd.Series, best: float, horizon: float | None = None) -> float
     return float(np.trapezoid((best - values) / best, steps) / steps[-1])
 
 
+def before(curve: pd.Series) -> float:
+    """The last evaluation before any environment step: what an offline phase left; NaN if there was none."""
+    return float(curve.iloc[0]) if len(curve) and curve.index[0] == 0 else math.nan
+
+
+def dip(curve: pd.Series, horizon: float) -> float:
+    """How far the curve falls below `before` up to `horizon`; 0 if it never does, NaN without a value before."""
+    known = curve[curve.index <= horizon]
+    fall = before(curve) - float(known.min()) if len(known) else math.nan
+    return fall if math.isnan(fall) else max(fall, 0.0)
+
+
 def online_table(results: Results, metric: str = "score", level: float = stats.LEVEL) -> tables.Table | None:
     """A row per dataset and method that took environment steps; None if none did."""
     rows = results.evaluations
@@ -157,7 +169,7 @@ def online_table(results: Results, metric: str = "score", level: float = stats.L
     return tables.Table(frame, _display(frame, level), tuple(_notes(frame, cut, level)), SPARE)
 
 
-SPARE = ("25 %", "own end", "50 %", "regret", "first")  # as in `tables`
+SPARE = ("dip", "25 %", "own end", "50 %", "before", "regret", "first")  # as in `tables`
 
 
 def _row(
@@ -169,6 +181,8 @@ def _row(
         values = [np.array([value_at(curve, step) for curve in curves])]
         mean = _mean(values, measure, episodes, level)
         row |= {f"steps_{name}": step, f"mean_{name}": mean.point, f"low_{name}": mean.low, f"high_{name}": mean.high}
+    starts = np.array([before(curve) for curve in curves])
+    row |= {"before": float(starts.mean()), "dip": float(np.mean([dip(curve, horizon) for curve in curves]))}
     target, best = LEVELS.get(measure), BEST.get(measure)
     if target is None or best is None:
         return row
@@ -192,6 +206,9 @@ def _display(frame: pd.DataFrame, level: float) -> pd.DataFrame:
         decimals = 2 if row["measure"] == "success" else 1
         n = f"{row['seeds']}" if row["seeds"] == row["planned"] else f"{row['seeds']}/{row['planned']}"
         cells = {"dataset": row["dataset"], "method": row["method"], "n": n, "steps": f"{int(row['horizon']):,}"}
+        if frame["before"].notna().any():
+            cells["before"] = tables.number(row["before"], decimals)
+            cells["dip"] = tables.number(row["dip"], decimals)
         for share in SHARES:
             cells[f"{100 * share:g} % of steps"] = _interval(row, f"mean_{share:g}", f"{share:g}", decimals)
         if (frame["steps_end"] > frame["horizon"] * (1 + SLACK)).any():
@@ -227,6 +244,11 @@ def _notes(frame: pd.DataFrame, cut: bool, level: float) -> list[str]:
             "Methods had different budgets: shares and regret are of the steps that all methods of a dataset took, the "
             "smallest budget among them. “Own end” and the steps to the level are of a method's whole run; one that "
             "stopped earlier might have got there later. Nothing is extended beyond a method's own steps."
+        )
+    if frame["before"].notna().any():
+        notes.append(
+            "Before: the last evaluation before the first environment step, of methods that learn from data first. "
+            "Dip: how far a seed falls below it within the given number of steps, mean over seeds."
         )
     if "level" in frame:
         notes.append(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 STAMP = ".report.json"
 _HERE = Path(__file__).resolve().parent
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "scipy", "matplotlib", "jinja2")  # which could draw or count differently
+_SOURCES = ("*.py", "*.j2", "*.toml", "*.csv", "*.js", "*.css")
 _CELLS = "cells.json"
 _RUN_FILES = CONFIG, STATUS, PROVENANCE, ALGORITHM
 
@@ -102,7 +103,7 @@ def summary_text(loaded: Results, metric: str | None = None) -> str:
 def _stamp(folder: Path, metric: str | None, everything: bool) -> str:
     """A hash of all that a report depends on: options, code, libraries and the files of the results."""
     code = hashlib.sha256()
-    for path in sorted([*_HERE.glob("*.py"), *_HERE.glob("*.j2"), *_HERE.glob("*.toml")]):
+    for path in sorted(path for kind in _SOURCES for path in _HERE.rglob(kind)):
         code.update(path.read_bytes())
     libraries = [metadata.version(name) for name in _LIBRARIES]
     parts = [metric, everything, str(folder.resolve()), code.hexdigest(), libraries, _inputs(folder)]

@@ -61,10 +61,11 @@ class Sweep:
     @staticmethod
     def episodes(
         seed=0, last=50.0, curve=None, variants=None, count=4, normalised=True, success=None, env_steps=0, spread=1.0,
-        final=True,
+        final=True, offline=0,
     ) -> pa.Table:  # fmt: skip
         """Evaluation rows: `curve` (mean scores, one an evaluation, default a rise to `last`), each with `count`
-        episodes whose mean is exact; `variants` are evaluated at the end only."""
+        episodes whose mean is exact; `variants` are evaluated at the end only. The first `offline`
+        evaluations come before any environment step."""
         curve = [last] if curve is None else curve
         offsets = spread * (np.arange(count) - (count - 1) / 2)
         rows = []
@@ -79,7 +80,7 @@ class Sweep:
                             "schema_version": 1,
                             "variant": variant,
                             "update": 1000 * number,
-                            "env_step": env_steps * number,
+                            "env_step": env_steps * max(number - offline, 0),
                             "final": final and is_last,
                             "episode": episode,
                             "eval_seed": 10_000_019 + 1000 * seed + 10 * number + episode,

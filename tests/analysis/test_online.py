@@ -204,3 +204,13 @@ def test_success_is_not_reported_everywhere(sweep):
     sweep.cell("sac", "hoard/comblock/h5-v0", 0, curve=[10.0, 90.0], env_steps=100, success=True)
     measure = tables.measures(results.load(sweep.write()), "success")
     assert measure == {"hoard/pendulum/mixed-v0": "score", "hoard/comblock/h5-v0": "success"}
+
+
+def test_before_and_dip():
+    curve = pd.Series([60.0, 40.0, 70.0, 10.0], index=[0, 100, 200, 300])
+    assert online.before(curve) == 60
+    assert online.dip(curve, 200) == 20
+    assert online.dip(curve, 300) == 50
+    assert online.dip(curve.clip(lower=60), 300) == 0
+    scratch = curve.iloc[1:]
+    assert np.isnan([online.before(scratch), online.dip(scratch, 300), online.dip(scratch, 50)]).all()

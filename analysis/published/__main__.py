@@ -1,0 +1,3 @@
+from hoard.analysis.published import main
+
+main()
