@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hoard.records.cells import tail
 from hoard.records.errors import BadInput
 from hoard.records.files import read_json, write_json
 from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, PROVENANCE, STATUS
@@ -118,8 +119,10 @@ def _inputs(folder: Path) -> list[Any]:
         return [[str(run), *(_state(run / name) for name in (*_RUN_FILES, EPISODES))] for run in runs]
     content = cells.read_bytes()
     try:
-        runs = sorted({folder.parent / cell["run"] for cell in json.loads(content)["cells"] if cell["run"]})
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(content)
+        content += tail(record, folder)
+        runs = sorted({folder.parent / cell["run"] for cell in record["cells"] if cell["run"]})
+    except (ValueError, KeyError, TypeError, AttributeError):
         runs = []  # a damaged file: building the report will say what is wrong
     files = [run / EPISODES for run in runs]
     if not any(run.is_dir() for run in runs):

@@ -2,8 +2,8 @@
 
 `load` reads three kinds of folders:
 
-- a suite's: `cells.json` names every cell (method x dataset x seed) with its status; the episodes stand in the run
-  folders beside it;
+- a suite's: `cells.json` names every cell (method x dataset x seed) with its status, `journal.jsonl` what came after;
+  the episodes stand in the run folders beside it;
 - an archive: `cells.json` and one joined `episodes.parquet`, the run folders being gone;
 - a run's own folder, or one that has runs beneath it (`results`, `results/runs/iql`): no suite is needed.
 
@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hoard.records.cells import JOURNAL, fold
 from hoard.records.errors import BadInput
 from hoard.records.files import write_atomic
 from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, PROVENANCE, STATUS, status_of
@@ -324,6 +325,8 @@ def _read_cells(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     for field in ("suite", "cells"):
         if field not in meta:
             raise ResultsError(f"{path}: field {field!r} is missing")
+    with _named(path.parent / JOURNAL):
+        fold(meta, path.parent)
     return meta, _cells_frame(meta.pop("cells"), path)
 
 

@@ -25,6 +25,11 @@ def add_parsers(commands: Any) -> None:
         allow_abbrev=False,
     )
     bench.add_argument("--ray", action="store_true", help="run the cells on a Ray cluster with a shared file system")
+    bench.add_argument(
+        "--retries", type=int, default=2, help="further starts of a cell that was killed or whose machine was lost (2)"
+    )
+    bench.add_argument("--time-limit", metavar="TIME", help="end a cell that takes longer in one start: 90s, 30m, 2.5h")
+    bench.add_argument("--memory-limit", metavar="SIZE", help="end a cell that holds more resident memory: 800M, 4G")
     bench.add_argument("--dry-run", action="store_true", help="as `hoard plan`: say what would be done, start nothing")
     bench.set_defaults(call=_bench)
     plan = commands.add_parser(
@@ -116,6 +121,7 @@ def _bench(args: argparse.Namespace) -> int:
         raise BadInput("--json goes with --dry-run")
     from hoard.runners.sweep.schedule import Sweep
 
+    limits = _limits(args)
     suite, jobs = _asked_for(args)
     launcher = None
     if args.ray:
@@ -123,11 +129,23 @@ def _bench(args: argparse.Namespace) -> int:
 
         launcher = launch_ray()
     command = shlex.join(["hoard", *sys.argv[1:]])
-    sweep = Sweep(suite, args.results, jobs, command, launcher)
+    sweep = Sweep(suite, args.results, jobs, command, launcher, limits)
     status = sweep.run()
     if any(job.status == "finished" for job in sweep.work):
         status = _show(args.results / suite.name) or status
     return status
+
+
+def _limits(args: argparse.Namespace) -> Any:
+    from hoard.runners.sweep.limits import Limits, parse_duration, parse_size
+
+    if args.retries < 0:
+        raise BadInput(f"--retries {args.retries}: must be 0 or more")
+    if args.ray and args.memory_limit:
+        raise BadInput("--memory-limit cannot be held on a Ray cluster: the sweep does not see its processes")
+    seconds = parse_duration("--time-limit", args.time_limit) if args.time_limit else None
+    memory = parse_size("--memory-limit", args.memory_limit) if args.memory_limit else None
+    return Limits(args.retries, seconds, memory)
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:

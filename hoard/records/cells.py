@@ -1,15 +1,23 @@
-"""The record of a suite: `cells.json` in its folder, an entry for every cell it ever asked for."""
+"""The record of a suite: `cells.json`, an entry for every cell it ever asked for, and `journal.jsonl`, what came after.
+
+The journal is only ever appended to, a line for each change of a cell, so that recording one costs the same among ten
+cells and ten thousand. `cells.json` is written at the start and the end of a sweep, and now and then between; it says
+how much of the journal it covers. Who reads the record through `read` sees all of both.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from hoard.records.errors import BadInput
 from hoard.records.files import read_json
-from hoard.records.schema import CELL_KEY
 
-FILE = "cells.json"
+FILE, JOURNAL = "cells.json", "journal.jsonl"
+CELL_KEY = ["method", "dataset", "seed"]
 
 
 def key_of(entry: dict[str, Any]) -> tuple[Any, ...]:
@@ -26,4 +34,70 @@ def read(folder: Path) -> dict[str, Any]:
             key_of(entry)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise BadInput(f"{file} is damaged ({error}); move it away: finished runs are found without it") from error
+    fold(record, folder)
     return record
+
+
+def tail(record: dict[str, Any], folder: Path) -> bytes:
+    """The lines of the journal that came after `record` was written to `cells.json`."""
+    covered = record.get("journal")
+    if covered is None:  # an archive, or from before there was a journal
+        return b""
+    try:
+        with open(folder / JOURNAL, "rb") as file:
+            file.seek(covered)
+            lines = file.read()
+    except FileNotFoundError:
+        return b""
+    return lines[: lines.rfind(b"\n") + 1]  # a line without an end is being written, or its writer was killed
+
+
+def fold(record: dict[str, Any], folder: Path) -> None:
+    """Bring the entries of `record` up to date by the journal. Raises BadInput if that is damaged."""
+    if not (lines := tail(record, folder)):
+        return
+    entries = {key_of(entry): entry for entry in record["cells"]}
+    for number, line in enumerate(lines.splitlines(), 1):
+        try:
+            change = dict(json.loads(line))
+            if "method" in change:
+                entries[key_of(change)].update(change["now"])
+            else:
+                change["event"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(
+                f"{folder / JOURNAL}: line {number} after byte {record['journal']} is damaged ({error!r}); move the "
+                "file away: finished runs are found without it"
+            ) from error
+
+
+class Journal:
+    """The writer of a suite's journal; one at a time, the holder of the folder's lock."""
+
+    def __init__(self, folder: Path) -> None:
+        # Unbuffered: a line is one write, and no kill of this process can take back what was written.
+        self._file = open(folder / JOURNAL, "ab", buffering=0)  # noqa: SIM115
+        self.size = self._file.tell()
+        self._cut_torn_line(folder / JOURNAL)
+
+    def _cut_torn_line(self, path: Path) -> None:
+        """Remove what a killed writer left of its last line."""
+        back = min(self.size, 1 << 20)
+        with open(path, "rb") as file:
+            file.seek(self.size - back)
+            end = file.read()
+        if torn := len(end) - (end.rfind(b"\n") + 1):
+            self.size -= torn
+            os.truncate(path, self.size)
+
+    def add(self, event: str, **content: Any) -> None:
+        """Append a line. Raises OSError on a full disk, of which the reader then sees nothing."""
+        head = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
+        line = json.dumps(head | content, sort_keys=True).encode() + b"\n"
+        if self._file.write(line) != len(line):
+            os.ftruncate(self._file.fileno(), self.size)
+            raise OSError(28, os.strerror(28), self._file.name)
+        self.size += len(line)
+
+    def close(self) -> None:
+        self._file.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from hoard.records.cells import CELL_KEY as CELL_KEY
+
 SCHEMA_VERSION = 1
 STATUSES = ("finished", "failed", "interrupted", "running", "pending")
 
@@ -44,4 +46,3 @@ CELL_FIELDS = (
     "method", "algo", "dataset", "seed", "run", "status", "error",
     "overrides", "wall_time", "updates_per_second", "data_hash",
 )  # fmt: skip
-CELL_KEY = ["method", "dataset", "seed"]

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from hoard.records.errors import BAD_INPUT
 from hoard.runners.sweep.suite import Cell
 
 
 class Process(Protocol):
-    """A started cell, here or elsewhere."""
+    """A started cell, here (`pid`) or elsewhere (None)."""
+
+    pid: int | None
 
     def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
@@ -26,8 +29,9 @@ Launcher = Callable[[list[str], Path], Process]
 class Job:
     """`status`: pending, running, finished, failed, interrupted.
 
-    `failure` says of what kind a failure is: `diverged` (a loss was not finite), `killed` (by a signal), `refused` (the
-    data or the file cannot be used) or `error`.
+    `failure` says of what kind a failure is: `diverged` (a loss was not finite), `refused` (the data, the file or an
+    option cannot be used), `error`, `killed` (by a signal), `out of memory` (by the kernel), `lost` (its machine or its
+    exit status went away), `time limit` or `memory limit` (the sweep's).
     """
 
     cell: Cell
@@ -40,10 +44,15 @@ class Job:
     failure: str | None = None
     error: str | None = None
     process: Process | None = None
+    identity: dict[str, Any] | None = None  # of the process, for a later sweep to find it
+    attempts: int = 0  # starts in this sweep
     started: float = 0.0  # time.time() of its launch
     oom_kills: int | None = None  # the kernel's count then
     log_start: int = 0  # where this launch's output begins in the log
+    over: tuple[str, str] | None = None  # kind and words of a limit that it passed
+    kill_at: float | None = None  # time.time() when it will have had its time to end by itself
     provenance: dict[str, Any] | None = None  # of the finished run, read once
+    entry: dict[str, Any] | None = None  # on record, once it has ended
 
     def fail(self, failure: str, error: str) -> None:
         self.status, self.failure, self.error = "failed", failure, error
@@ -63,12 +72,13 @@ def how_it_ended(code: int, oom_before: int | None = None, oom_after: int | None
     `oom_before`, `oom_after` are how many processes the kernel had ended for lack of memory, where that is known.
     """
     if code >= 0:
-        return "error", f"exit status {code}"
+        return "refused" if code == BAD_INPUT else "error", f"exit status {code}"
     how = f"killed by {signal.Signals(-code).name}"
-    if -code == signal.SIGKILL:
-        more = oom_before is not None and oom_after is not None and oom_after > oom_before
-        how += "; the kernel was out of memory" if more else "; perhaps by the kernel, for lack of memory"
-    return "killed", how
+    if -code != signal.SIGKILL:
+        return "killed", how
+    if oom_before is not None and oom_after is not None and oom_after > oom_before:
+        return "out of memory", f"{how}; the kernel was out of memory"
+    return "killed", f"{how}; perhaps by the kernel, for lack of memory"
 
 
 def tail(text: str, lines: int = 15) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 
 def cores() -> int:
@@ -40,6 +45,7 @@ class LocalProcess:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment()
             )
+        self.pid: int | None = self._process.pid
 
     def poll(self) -> int | None:
         return self._process.poll()
@@ -48,4 +54,89 @@ class LocalProcess:
         self._process.terminate()
 
     def kill(self) -> None:
+        kill_tree(self._process.pid)
         self._process.kill()
+
+
+# --- processes that others started ---
+
+UNKNOWN = 1 << 20  # in place of an exit status that nobody could collect
+
+
+def identity(pid: int) -> dict[str, Any] | None:
+    """What tells a process from any other that may have its number later; None if it is gone."""
+    try:
+        return {"host": platform.node(), "pid": pid, "created": psutil.Process(pid).create_time()}
+    except psutil.Error:
+        return None
+
+
+class AdoptedProcess:
+    """A process whose parent, an earlier sweep, is gone, and its exit status with it."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self._process = process
+        self.pid: int | None = process.pid
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(psutil.Error):
+            if self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
+                return None
+        return UNKNOWN
+
+    def terminate(self) -> None:
+        with contextlib.suppress(psutil.Error):
+            self._process.terminate()
+
+    def kill(self) -> None:
+        kill_tree(self._process.pid)
+
+
+def adopt(known: dict[str, Any] | None) -> AdoptedProcess | None:
+    """The process behind an `identity`, if it is still at work on this machine."""
+    if not known or known["host"] != platform.node():
+        return None
+    try:
+        process = psutil.Process(known["pid"])
+        # The clock may have been set a little since; a number is not given again that soon.
+        if abs(process.create_time() - known["created"]) > 1.0 or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+    except psutil.Error:
+        return None
+    return AdoptedProcess(process)
+
+
+def process_of(pid: int) -> AdoptedProcess | None:
+    """The process of this number, if there is one."""
+    try:
+        return AdoptedProcess(psutil.Process(pid))
+    except psutil.Error:
+        return None
+
+
+def resident(pid: int) -> int:
+    """Resident bytes of a process and its children, counted together; 0 if it is gone."""
+    return sum(map(_resident, tree(pid)))
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all its children; nothing if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and its children."""
+    for process in reversed(tree(pid)):
+        with contextlib.suppress(psutil.Error):
+            process.kill()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from hoard.records.errors import FAILED, STOPPED, BadInput
+from hoard.records.errors import STOPPED, BadInput
 from hoard.runners.sweep.job import Launcher
-from hoard.runners.sweep.local import environment
+from hoard.runners.sweep.local import UNKNOWN, environment
 
 
 def launch_ray() -> Launcher:
@@ -32,6 +32,8 @@ def launch_ray() -> Launcher:
                 return STOPPED
 
     class Task:
+        pid: int | None = None  # it is another machine's
+
         def __init__(self, command: list[str], log: Path) -> None:
             self._reference = cell.remote(command, str(log.resolve()), str(Path.cwd()))
 
@@ -43,8 +45,8 @@ def launch_ray() -> Launcher:
                 return ray.get(self._reference)
             except ray.exceptions.TaskCancelledError:
                 return STOPPED
-            except ray.exceptions.RayError:  # a node went away with the cell; its checkpoint did not
-                return FAILED
+            except ray.exceptions.RayError:  # a worker or a node went away with the cell; its checkpoint did not
+                return UNKNOWN
 
         def terminate(self) -> None:
             ray.cancel(self._reference)

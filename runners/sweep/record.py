@@ -1,4 +1,4 @@
-"""cells.json: what was asked of a suite and what became of it; whole at any moment, read by `hoard.analysis`.
+"""What was asked of a suite and what became of it, in the form of `hoard.records.cells`; read by `hoard.analysis`.
 
 Cells that earlier calls asked for and the last one did not are kept, marked `"selected": false`.
 """
@@ -6,6 +6,8 @@ Cells that earlier calls asked for and the last one did not are kept, marked `"s
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,13 @@ from hoard.runners import algorithms, provenance
 from hoard.runners.sweep.job import Job
 from hoard.runners.sweep.suite import Suite
 
+_EVERY = 15.0  # seconds between two writings of cells.json, and at least
+_SHARE = 20.0  # times what the last one took, so that it costs a bounded share of any sweep
+_CHANGING = ("run", "status", "failure", "error", "attempts", "process", "wall_time", "updates_per_second")
+
 
 class Record:
-    """Raises BadInput if the folder holds the results of another suite of the same name."""
+    """Only for the holder of the folder's lock. Raises BadInput if the folder holds another suite of the same name."""
 
     def __init__(self, folder: Path, results: Path, suite: Suite, command: str) -> None:
         self.file, self.results, self.suite, self.command = folder / cells.FILE, results, suite, command
@@ -29,6 +35,7 @@ class Record:
         # Relative to the results, so that a project may move as a whole and its results be shown to others.
         self.source = os.path.relpath(suite.source, folder) if suite.source else ""
         self._earlier: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._next_write = 0.0
         if self.file.is_file():
             before = cells.read(folder)
             source = before.get("source", self.source)
@@ -40,11 +47,38 @@ class Record:
                     f"({os.path.normpath(folder / source) if source else 'the one that ships with hoard'}); "
                     "rename one, or choose other --results"
                 )
+        self.journal = cells.Journal(folder)
+
+    def left_running(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Cells that the sweep before this one had running when it was killed: key and entry."""
+        for key, entry in self._earlier.items():
+            if entry["status"] == "running":
+                yield key, entry
+
+    def begin(self, work: list[Job]) -> None:
+        self.journal.add("sweep", command=self.command, cells=len(work), pid=os.getpid())
+        self.write(work)
+
+    def change(self, event: str, job: Job, work: list[Job]) -> None:
+        """Record what became of a job."""
+        entry = self._cell(job)
+        now = {name: entry.get(name) for name in _CHANGING}
+        cell = {"method": job.cell.method, "dataset": job.cell.dataset, "seed": job.cell.seed}
+        self.journal.add(event, **cell, now=now)
+        if time.monotonic() >= self._next_write:
+            self.write(work)
 
     def write(self, work: list[Job]) -> None:
+        """Write all of it to cells.json, which then covers the journal so far."""
+        begun = time.monotonic()
         entries = [self._cell(job) for job in work]
         present = {cells.key_of(entry) for entry in entries}
-        kept = [cell for key, cell in self._earlier.items() if key not in present]
+        # What of theirs was still running has been waited for or ended.
+        kept = [
+            cell | {"selected": False} | ({"status": "interrupted"} if cell["status"] == "running" else {})
+            for key, cell in self._earlier.items()
+            if key not in present
+        ]
         write_json(
             self.file,
             {
@@ -56,14 +90,19 @@ class Record:
                 "command": self.command,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "provenance": self.provenance(work),
-                "cells": entries + [cell | {"selected": False} for cell in kept],
+                "journal": self.journal.size,
+                "cells": entries + kept,
             },
         )
+        now = time.monotonic()
+        self._next_write = now + max(_EVERY, _SHARE * (now - begun))
 
     def _cell(self, job: Job) -> dict[str, Any]:
+        if job.entry is not None and job.entry["status"] == job.status:
+            return job.entry
         status = status_of(self.results / job.run) if job.run else {}
         wall, update = status.get("wall_time"), status.get("update")
-        return {
+        entry = {
             "method": job.cell.method,
             "algo": job.algo_file.stem,
             "file": self._file(job.algo_file),
@@ -74,11 +113,16 @@ class Record:
             "status": job.status,
             "failure": job.failure,
             "error": job.error,
+            "attempts": job.attempts,
             "overrides": job.overrides,
             "wall_time": wall,
             "updates_per_second": round(update / wall, 2) if wall and update else None,
             "data_hash": job.data_hash,
         }
+        if job.status == "running":
+            entry["process"] = job.identity
+        job.entry = entry if job.status in ("finished", "failed") else None
+        return entry
 
     def _file(self, algo_file: Path) -> str:
         """An algorithm file that does not ship with hoard, relative to the suite's folder; "" for one that does."""

@@ -2,20 +2,22 @@
 
 The sweep knows an algorithm by its file and its command line; what it must ask the file, it asks in a process of its
 own (`plan`). Killed at any moment, the same command goes on: finished cells are found by their address, interrupted
-ones resume from their checkpoints. One sweep at a time works in a suite's folder (a lock that the kernel releases with
-the process), and one process at a time in a run's folder.
+ones resume from their checkpoints, and cells that outlived their sweep are adopted. One sweep at a time works in a
+suite's folder (a lock that the kernel releases with the process), and one process at a time in a run's folder: that is
+what keeps a cell from being run twice at once, whatever the record says.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import heapq
 import os
 import shutil
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,25 +31,38 @@ from hoard.records.files import writable
 from hoard.records.folder import STATUS, status_of
 from hoard.records.locks import is_locked, lock_folder
 from hoard.runners.progress import generation_bar
-from hoard.runners.sweep import prepare, view
+from hoard.runners.sweep import local, prepare, view
 from hoard.runners.sweep.job import Job, Launcher, how_it_ended, tail
+from hoard.runners.sweep.limits import TRANSIENT, Limits, as_size
 from hoard.runners.sweep.local import LocalProcess, oom_kills
 from hoard.runners.sweep.record import Record
 from hoard.runners.sweep.suite import Suite
 
 _FULL = 1 << 20  # bytes: a disk with less room is full
-_GRACE = 30.0  # seconds a run gets to write its checkpoint after Ctrl-C
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_GRACE = 30.0  # seconds a run gets to write its checkpoint after Ctrl-C or at its time limit
+_LOOK = 0.5  # seconds between two looks at what the cells take
+_BUSY_WAIT = 1.0  # seconds until a cell that another process had is tried again
 
 
 class Sweep:
     """Runs a suite into `results`. Raises BadInput before anything starts if the request is wrong."""
 
-    def __init__(self, suite: Suite, results: Path, jobs: int, command: str, launcher: Launcher | None = None) -> None:
+    def __init__(
+        self,
+        suite: Suite,
+        results: Path,
+        jobs: int,
+        command: str,
+        launcher: Launcher | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         if jobs < 1:
             raise BadInput(f"--jobs {jobs}: must be at least 1")
         self.suite, self.results, self.jobs = suite, results, jobs
         self.folder = results / suite.name
         self.launch = launcher or LocalProcess
+        self.limits = limits or Limits()
         self.console = Console()
         self.work = prepare.jobs_of(suite, self.folder)
         writable(self.folder)
@@ -57,6 +72,11 @@ class Sweep:
         except Busy as error:
             raise BadInput(f"{error}: another sweep; wait for it or stop it") from None
         self.record = Record(self.folder, results, suite, command)
+        self._counts: Counter[str] = Counter()
+        self._running: list[Job] = []
+        self._todo: deque[Job] = deque()
+        self._later: list[tuple[float, int, Job]] = []  # a heap by the time when each may start
+        self._next_look = 0.0
 
     # --- before the first run ---
 
@@ -71,8 +91,11 @@ class Sweep:
         prepare.find_runs(self.work, configs, self.results)
 
     def _get_data(self) -> None:
-        for dataset_id in self.suite.datasets:
-            jobs = [job for job in self.work if job.cell.dataset == dataset_id and job.status == "pending"]
+        by_dataset: dict[str, list[Job]] = {dataset_id: [] for dataset_id in self.suite.datasets}
+        for job in self.work:
+            if job.status == "pending":
+                by_dataset[job.cell.dataset].append(job)
+        for dataset_id, jobs in by_dataset.items():
             if not jobs:
                 continue
             try:
@@ -103,23 +126,29 @@ class Sweep:
             )  # fmt: skip
             return FAILED
         finally:
+            self.record.journal.close()
             self._lock.close()
 
     def _run(self) -> int:
         self.prepare()
         skipped = sum(job.status == "finished" for job in self.work)
-        todo = deque(job for job in self.work if job.status == "pending")
+        self._todo.extend(job for job in self.work if job.status == "pending")
+        self._counts.update(job.status for job in self.work)
         self.console.print(
-            f"suite {self.suite.name}: {len(self.work)} cells, {skipped} finished before, {len(todo)} to run, "
+            f"suite {self.suite.name}: {len(self.work)} cells, {skipped} finished before, {len(self._todo)} to run, "
             f"{self.jobs} at a time; results in {self.results}",
             highlight=False,
             soft_wrap=True,
         )
-        self.record.write(self.work)
-        if note := self.record.other_code(self.work):
-            self.console.print(note, style="yellow", markup=False, soft_wrap=True)
         try:
-            self._work_off(todo)
+            self._take_over()
+            self.record.begin(self.work)
+            if note := self.record.other_code(self.work):
+                self.console.print(note, style="yellow", markup=False, soft_wrap=True)
+            self._work_off()
+        except BaseException:  # Ctrl-C, or a full disk: no cell is left running without its sweep
+            self._stop()
+            raise
         finally:
             self.record.write(self.work)
         for job in (unfinished := [job for job in self.work if job.status != "finished"]):
@@ -128,54 +157,114 @@ class Sweep:
             self.console.print(
                 f"\n{job.status.upper()}{how} {job.cell.label}{log}", style="bold red", markup=False, soft_wrap=True
             )
-            text = job.log_text() if job.process else job.error or ""
+            text = job.log_text() if job.process and not job.over else job.error or ""
             self.console.print(tail(text), markup=False, highlight=False, soft_wrap=True)
         return FAILED if unfinished else OK
 
-    def _work_off(self, todo: deque[Job]) -> None:
-        running: list[Job] = []
+    def _set(self, job: Job, status: str) -> None:
+        self._counts[job.status] -= 1
+        self._counts[status] += 1
+        job.status = status
+
+    def _take_over(self) -> None:
+        """Adopt the cells that outlived the sweep before this one; end those of them that are not wanted now."""
+        wanted = {(job.cell.method, job.cell.dataset, job.cell.seed): job for job in self._todo}
+        unwanted = []
+        for key, entry in self.record.left_running():
+            process = local.adopt(entry.get("process"))
+            if process is None:
+                continue
+            job = wanted.get(key)
+            if job is None or job.run != entry["run"]:
+                unwanted.append(process)
+                continue
+            job.process, job.identity = process, entry["process"]
+            job.started, job.attempts = entry["process"]["started"], 1
+            job.log_start = entry["process"]["log_start"]
+            self._set(job, "running")
+            self._todo.remove(job)
+            self._running.append(job)
+        if self._running:
+            self.console.print(f"{len(self._running)} cells of an earlier sweep still run: adopted", highlight=False)
+        if unwanted:
+            self.console.print(f"{len(unwanted)} cells of an earlier sweep are not wanted now: ended", highlight=False)
+            self._end(unwanted)
+
+    def _work_off(self) -> None:
         live = Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
         try:
             if live:
                 live.start()
-            while todo or running:
-                while len(running) < self.jobs and (job := self._next(todo)):
-                    job.log_start = job.log.stat().st_size if job.log.exists() else 0
-                    job.started, job.oom_kills = time.time(), oom_kills()
-                    job.process = self.launch(self._command(job), job.log)
-                    job.status = "running"
-                    running.append(job)
-                for job in list(running):
-                    assert job.process
-                    if (code := job.process.poll()) is None:
-                        continue
-                    running.remove(job)
-                    if code == BUSY:  # another suite was quicker: come back later
-                        job.status = "pending"
-                        todo.append(job)
-                        continue
-                    self._settle(job, code)
-                    text = view.line(job, self.work, self._status(job))
-                    self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-                    self.record.write(self.work)
+            while self._todo or self._later or self._running:
+                while self._later and self._later[0][0] <= time.time():
+                    self._todo.append(heapq.heappop(self._later)[2])
+                while len(self._running) < self.jobs and (job := self._next()):
+                    self._start(job)
+                ended = self._collect()
+                self._hold_limits()
                 if live:
-                    live.update(view.live(self.suite.name, self.work, [(job, self._status(job)) for job in running]))
-                time.sleep(0.1)
-        except BaseException:  # Ctrl-C, or a full disk: no cell is left running without its sweep
-            self._stop(running)
-            raise
+                    shown = [(job, self._status(job)) for job in self._running]
+                    live.update(view.live(self.suite.name, self._counts, shown))
+                if not ended:
+                    time.sleep(0.1)
         finally:
             if live:
                 live.stop()
 
-    def _next(self, todo: deque[Job]) -> Job | None:
+    def _next(self) -> Job | None:
         """Take the first job that no other process is at work on (a cell that outlived its sweep, another suite)."""
-        for job in todo:
+        for job in self._todo:
             assert job.run is not None
             if not is_locked(self.results / job.run):
-                todo.remove(job)
+                self._todo.remove(job)
                 return job
         return None
+
+    def _start(self, job: Job) -> None:
+        job.log_start = job.log.stat().st_size if job.log.exists() else 0
+        job.started, job.oom_kills = time.time(), oom_kills()
+        job.attempts += 1
+        job.over = job.kill_at = job.failure = job.error = None
+        job.process = self.launch(self._command(job), job.log)
+        self._running.append(job)
+        self._set(job, "running")
+        known = local.identity(job.process.pid) if job.process.pid else None
+        job.identity = known and known | {"started": job.started, "log_start": job.log_start}
+        self.record.change("started", job, self.work)
+
+    def _collect(self) -> bool:
+        """Settle the cells that have ended; whether there were any."""
+        ended = False
+        for job in list(self._running):
+            assert job.process
+            if (code := job.process.poll()) is None:
+                continue
+            ended = True
+            self._running.remove(job)
+            if code == BUSY:  # another suite was quicker: come back later
+                self._set(job, "pending")
+                job.attempts -= 1
+                self._put_off(job, _BUSY_WAIT)
+                self.record.change("busy", job, self.work)
+                continue
+            status, failure, error = self._ending(job, code)
+            again = failure in TRANSIENT and job.attempts <= self.limits.retries
+            self._set(job, "pending" if again else status)
+            job.failure, job.error = failure, error
+            self.record.change("retry" if again else status, job, self.work)
+            if again:
+                wait = self.limits.wait(job.attempts)
+                self._put_off(job, wait)
+                text = f"again in {wait:.0f} s: {job.cell.label}: {error}"
+            else:
+                text = view.line(job, self._counts, self._status(job))
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            if failure and self._disk_is_full(job):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.results))  # the next would fail alike
+        return ended
+
+    def _put_off(self, job: Job, seconds: float) -> None:
+        heapq.heappush(self._later, (time.time() + seconds, id(job), job))
 
     def _command(self, job: Job) -> list[str]:
         place = ["--results", str(self.results), "--planned", str(job.run)]
@@ -184,37 +273,83 @@ class Sweep:
     def _status(self, job: Job) -> dict[str, Any]:
         return status_of(self.results / job.run) if job.run else {"status": "pending"}
 
-    def _settle(self, job: Job, code: int) -> None:
+    def _ending(self, job: Job, code: int) -> tuple[str, str | None, str | None]:
+        """Status, kind of failure and error of a cell whose process ended with `code`."""
         status = self._status(job)
-        if code == OK and status["status"] == "finished":
-            job.status = "finished"
-            return
-        if code == STOPPED:
-            job.status = "interrupted"
-            return
-        failure, how = how_it_ended(code, job.oom_kills, oom_kills())
+        if status["status"] == "finished" and code in (OK, local.UNKNOWN):
+            return "finished", None, None
         recorded = self.results / str(job.run) / STATUS
         of_this_start = recorded.exists() and recorded.stat().st_mtime >= job.started
         error = status.get("error") if of_this_start else None
+        if job.over:
+            failure, how = job.over
+            return "failed", failure, how
+        if code == STOPPED or (code == local.UNKNOWN and of_this_start and status["status"] == "interrupted"):
+            return "interrupted", None, None
+        if code == local.UNKNOWN:
+            failure, how = ("error", "") if error else ("lost", "it ended while no sweep watched it")
+        else:
+            failure, how = how_it_ended(code, job.oom_kills, oom_kills())
         if error and error.startswith("FloatingPointError"):
             failure = "diverged"
-        printed = job.log_text()
-        job.fail(failure, error or f"{how}; {tail(printed, 3)}")
-        if os.strerror(errno.ENOSPC) in printed or shutil.disk_usage(self.results).free < _FULL:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.results))  # the next cells would fail alike
+        printed = tail(job.log_text(), 3)
+        return "failed", failure, error or (f"{how}; {printed}" if printed else how)
 
-    def _stop(self, running: list[Job]) -> None:
-        for job in running:
+    def _disk_is_full(self, job: Job) -> bool:
+        printed = job.log_text()
+        return any(os.strerror(number) in printed for number in _NO_ROOM) or (
+            shutil.disk_usage(self.results).free < _FULL
+        )
+
+    # --- limits ---
+
+    def _hold_limits(self) -> None:
+        """End cells that are over a limit: at the time limit with a checkpoint, at the memory limit at once."""
+        now = time.time()
+        if now < self._next_look or (self.limits.seconds is None and self.limits.memory is None):
+            return
+        self._next_look = now + _LOOK
+        for job in self._running:
             assert job.process
-            job.process.terminate()
+            if job.over:
+                if job.kill_at is not None and now >= job.kill_at:
+                    job.process.kill()
+                    job.kill_at = None
+                continue
+            if self.limits.seconds is not None and now - job.started > self.limits.seconds:
+                job.over = (
+                    "time limit",
+                    f"still at work after the time limit of {self.limits.seconds:g} s; with a longer one it goes on "
+                    "from its checkpoint",
+                )
+                job.kill_at = now + _GRACE
+                job.process.terminate()
+            elif self.limits.memory is not None and job.process.pid:
+                taken = local.resident(job.process.pid)
+                if taken > self.limits.memory:
+                    limit = as_size(self.limits.memory)
+                    job.over = "memory limit", f"{as_size(taken)} resident, over the memory limit of {limit}"
+                    job.process.kill()
+
+    # --- the end ---
+
+    def _stop(self) -> None:
+        """End what runs, with a checkpoint where it can; a second Ctrl-C, or the end of the grace time, kills."""
+        self._end([job.process for job in self._running if job.process])
+        for job in self._running:
+            self._set(job, "interrupted")
+
+    @staticmethod
+    def _end(processes: list[Any]) -> None:
+        for process in processes:
+            process.terminate()
         deadline = time.monotonic() + _GRACE
-        while any(job.process and job.process.poll() is None for job in running) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for job in running:
-            assert job.process
-            if job.process.poll() is None:
-                job.process.kill()
-            job.status = "interrupted"
+        with contextlib.suppress(KeyboardInterrupt):
+            while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+                time.sleep(0.05)
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
 
 
 @contextlib.contextmanager

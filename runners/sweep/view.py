@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from rich.console import Group
@@ -11,15 +12,14 @@ from rich.text import Text
 from hoard.runners.sweep.job import Job
 
 
-def line(job: Job, work: list[Job], status: dict[str, Any]) -> str:
-    """One line when a cell has ended."""
-    done = sum(j.status in ("finished", "failed", "interrupted") for j in work)
-    return f"[{done}/{len(work)}] {job.status:9} {job.cell.label}  ({status.get('wall_time') or 0:.0f} s)"
+def line(job: Job, counts: Counter[str], status: dict[str, Any]) -> str:
+    """One line when a cell has ended; `counts` are those of all cells by status."""
+    done = sum(counts[name] for name in ("finished", "failed", "interrupted"))
+    return f"[{done}/{counts.total()}] {job.status:9} {job.cell.label}  ({status.get('wall_time') or 0:.0f} s)"
 
 
-def live(suite: str, work: list[Job], running: list[tuple[Job, dict[str, Any]]]) -> Group:
+def live(suite: str, counts: Counter[str], running: list[tuple[Job, dict[str, Any]]]) -> Group:
     """The running cells with their progress, under the counts of all."""
-    counts = {s: sum(j.status == s for j in work) for s in ("finished", "running", "pending", "failed")}
     table = Table(box=None, padding=(0, 2))
     for name in ("method", "dataset", "seed", "progress", "done", "speed"):
         table.add_column(name)
@@ -37,5 +37,6 @@ def live(suite: str, work: list[Job], running: list[tuple[Job, dict[str, Any]]])
             job.cell.method, job.cell.dataset, str(job.cell.seed), Text(bar.ljust(12, "─"), "cyan"),
             f"{done:,}{f'/{total:,}' if total else ''}{unit}", speed,
         )  # fmt: skip
-    head = "  ".join(f"{count} {name}" for name, count in counts.items())
+    shown = ("finished", "running", "pending", "failed")
+    head = "  ".join(f"{counts[name]} {name}" for name in shown)
     return Group(Text(f"{suite}: {head}", "bold"), table)

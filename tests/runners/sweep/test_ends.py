@@ -101,11 +101,12 @@ def test_under_nohup_a_lost_terminal_is_nothing(suite_file, tmp_path, kind):
 
 
 def test_a_kill_is_laid_on_the_kernel_where_it_ran_out_of_memory():
-    assert how_it_ended(-9, 3, 4) == ("killed", "killed by SIGKILL; the kernel was out of memory")
+    assert how_it_ended(-9, 3, 4) == ("out of memory", "killed by SIGKILL; the kernel was out of memory")
     for before, after in ((3, 3), (None, None), (None, 3)):
         assert how_it_ended(-9, before, after)[1] == "killed by SIGKILL; perhaps by the kernel, for lack of memory"
     assert how_it_ended(-11, 3, 4) == ("killed", "killed by SIGSEGV")
     assert how_it_ended(1) == ("error", "exit status 1")
+    assert how_it_ended(2) == ("refused", "exit status 2")
 
 
 def test_the_kernels_count_is_read(monkeypatch, tmp_path):
