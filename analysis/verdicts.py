@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.special
@@ -38,6 +38,7 @@ class Verdict:
     paired: bool
     needed: float = math.nan  # seeds on each dataset; infinite beyond MOST_SEEDS, NaN where the question is settled
     reason: str = ""  # why there is no verdict
+    corrected: bool = False  # told apart alone, but not as one of several comparisons
 
     @property
     def text(self) -> str:
@@ -46,6 +47,8 @@ class Verdict:
         if self.word != EVEN:
             return self.word
         seeds = f"{self.seeds} seed{'s' if self.seeds != 1 else ''}"
+        if self.corrected:
+            return f"{EVEN} with {seeds} (as one of several comparisons)"
         if math.isnan(self.needed):
             return f"{EVEN} with {seeds}"
         needed = f"more than {MOST_SEEDS:,}" if math.isinf(self.needed) else f"about {self.needed:,.0f}"
@@ -140,3 +143,12 @@ def holm(p: Sequence[float]) -> np.ndarray:
     steps = values[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
     return adjusted
+
+
+def adjust(found: Sequence[Verdict], level: float = stats.LEVEL) -> list[Verdict]:
+    """The verdicts of several comparisons by their p values after Holm: better or worse only where that survives."""
+    adjusted = holm([verdict.p for verdict in found])
+    return [
+        replace(verdict, word=EVEN, corrected=True) if verdict.word in (BETTER, WORSE) and p >= 1 - level else verdict
+        for verdict, p in zip(found, adjusted)
+    ]
