@@ -5,6 +5,9 @@ BIN     := $(VENV)/bin
 RESULTS ?= results
 SUITE   ?= quick
 JOBS    ?=
+ALGO    ?= iql
+DATASETS ?=
+TRIALS  ?= 40
 PINS    := pyproject.toml constraints.txt
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -12,7 +15,7 @@ PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 TESTS   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev bench report speed test test-slow test-all notebooks docs lint format clean
+.PHONY: help setup setup-dev bench tune report speed test test-slow test-all notebooks docs lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -30,10 +33,14 @@ $(VENV)/.installed: $(PINS) | $(BIN)/python
 
 $(VENV)/.installed-dev: $(PINS) | $(BIN)/python
 	$(PIP) -e '.[dev]'
-	@touch $@ $(VENV)/.installed $(VENV)/.installed-docs
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-docs $(VENV)/.installed-tune
 
 $(VENV)/.installed-docs: $(PINS) | $(BIN)/python
 	$(PIP) -e '.[docs]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-tune: $(PINS) | $(BIN)/python
+	$(PIP) -e '.[tune]'
 	@touch $@ $(VENV)/.installed
 
 setup: $(VENV)/.installed ## virtual environment with pinned packages (bench does it by itself)
@@ -43,6 +50,10 @@ setup-dev: $(VENV)/.installed-dev
 bench: setup ## run a suite, skip what is finished, print the table (SUITE SEEDS ALGOS DATASETS SET JOBS RESULTS)
 	@$(BIN)/hoard bench $(SUITE) --results $(RESULTS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ALGOS),--algos $(ALGOS)) \
 	  $(if $(DATASETS),--datasets $(DATASETS)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
+
+tune: $(VENV)/.installed-tune ## search options of ALGO with Optuna, test the winner (DATASETS TRIALS SET SEEDS JOBS RESULTS)
+	@$(BIN)/hoard tune $(ALGO) $(or $(DATASETS),hoard/pendulum/mixed-v0) --trials $(TRIALS) --results $(RESULTS) \
+	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
 
 report: setup ## rebuild tables, figures and report.html of SUITE
 	@$(BIN)/hoard report $(SUITE) --results $(RESULTS)

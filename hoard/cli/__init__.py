@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from hoard.cli import bench, compare, data, diff, policies, watch_sweep
+from hoard.cli import bench, compare, data, diff, policies, tune, watch_sweep
 from hoard.records.errors import BAD_INPUT, STOPPED, BadInput
 
 
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (bench, watch_sweep, policies, compare, diff, data):
+    for module in (bench, watch_sweep, tune, policies, compare, diff, data):
         module.add_parsers(commands)
     return parser
 

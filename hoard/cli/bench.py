@@ -94,7 +94,7 @@ def _asked_for(args: argparse.Namespace) -> tuple[Any, int]:
     from hoard.runners.sweep import suite as suites
     from hoard.runners.sweep.local import cores
 
-    suite = suites.select(suites.read(args.suite), args.algos, args.datasets, args.seeds, _overrides(args.set))
+    suite = suites.select(suites.read(args.suite), args.algos, args.datasets, args.seeds, overrides(args.set))
     jobs = cores() if args.jobs is None else args.jobs
     if jobs < 1:
         raise BadInput(f"--jobs {jobs}: must be at least 1")
@@ -132,7 +132,7 @@ def _bench(args: argparse.Namespace) -> int:
     sweep = Sweep(suite, args.results, jobs, command, launcher, limits)
     status = sweep.run()
     if any(job.status == "finished" for job in sweep.work):
-        status = _show(args.results / suite.name) or status
+        status = show(args.results / suite.name) or status
     return status
 
 
@@ -148,7 +148,7 @@ def _limits(args: argparse.Namespace) -> Any:
     return Limits(args.retries, seconds, memory)
 
 
-def _overrides(pairs: list[str]) -> dict[str, Any]:
+def overrides(pairs: list[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -162,13 +162,13 @@ def _report(args: argparse.Namespace) -> int:
     given = Path(args.suite)
     named = args.results / given.name.removesuffix(".toml")
     if given.is_dir():
-        return _show(given, args.all)
+        return show(given, args.all)
     if named.is_dir():
-        return _show(named, args.all)
+        return show(named, args.all)
     raise BadInput(f"no results in {named}, nor a folder {given}; run `hoard bench {args.suite}` first")
 
 
-def _show(folder: Path, everything: bool = False) -> int:
+def show(folder: Path, everything: bool = False) -> int:
     """Write the report of a folder, or find it up to date; print its text."""
     from hoard.analysis import report
 

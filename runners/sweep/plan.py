@@ -2,9 +2,10 @@
 
 `python -m hoard.runners.sweep.plan` reads lines of {"file": path, "cells": [{"args": [...], "options": [...]}]} and
 answers each with a line: for each cell {"config": {...}, "overrides": {...}} or {"error": text}, or, for a file that
-cannot be used at all, {"unusable": text}. This happens in a process of its own, so that the sweep needs no torch and a
-file that crashes the interpreter costs its own cells only. The sweep asks once for all seeds of a method on a dataset:
-its command line is the same but for the seed, which it puts into the answer itself.
+cannot be used at all, {"unusable": text}. To {"file": path, "search": true} the answer is [{"space": {...}}]. This
+happens in a process of its own, so that the sweep needs no torch and a file that crashes the interpreter costs its own
+cells only. The sweep asks once for all seeds of a method on a dataset: its command line is the same but for the seed,
+which it puts into the answer itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from hoard.records.errors import BadInput
 from hoard.records.suggest import nearest
 from hoard.runners import algorithms
+from hoard.runners.space import search_space
 
 
 class Unusable(Exception):
@@ -52,6 +54,14 @@ def answer(module: Any, name: str, args: list[str], options: list[str]) -> dict[
     return {"config": parsed.config, "overrides": parsed.overrides}
 
 
+def space_of(module: Any, name: str) -> dict[str, Any]:
+    """The search space of an algorithm file, or why it is none."""
+    try:
+        return {"space": search_space(module, name)}
+    except BadInput as error:
+        return {"error": str(error)}
+
+
 def gist(complaint: str) -> str:
     """What tyro says is wrong, in one line: without its frame, its title and what it adds about the help."""
     lines = [line.strip(" │╭╮╰╯─") for line in complaint.splitlines()]
@@ -77,13 +87,16 @@ class Planner:
 
     def ask(self, algo_file: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """An answer for each cell. Raises Unusable, with what the file printed."""
+        return self._answer({"file": str(algo_file), "cells": cells})
+
+    def _answer(self, question: dict[str, Any]) -> list[dict[str, Any]]:
         if self._process.poll() is not None:
             self.close()
             self._start()
         assert self._process.stdin
         assert self._process.stdout
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either
-            self._process.stdin.write(json.dumps({"file": str(algo_file), "cells": cells}) + "\n")
+            self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
@@ -94,6 +107,13 @@ class Planner:
         if isinstance(told, dict):
             raise Unusable(told["unusable"])
         return told
+
+    def search_space(self, algo_file: Path) -> dict[str, list[Any]]:
+        """What the file declares worth tuning (`hoard.runners.space`). Raises Unusable, and BadInput if it is wrong."""
+        (told,) = self._answer({"file": str(algo_file), "search": True})
+        if "error" in told:
+            raise BadInput(told["error"])
+        return told["space"]
 
     def close(self) -> None:
         self._process.kill()  # nothing is lost with it
@@ -114,7 +134,10 @@ def main() -> None:
             told: Any
             try:
                 module = algorithms.import_file(file)
-                told = [answer(module, file.name, cell["args"], cell["options"]) for cell in question["cells"]]
+                if question.get("search"):
+                    told = [space_of(module, file.name)]
+                else:
+                    told = [answer(module, file.name, cell["args"], cell["options"]) for cell in question["cells"]]
             except BadInput as error:
                 told = {"unusable": str(error)}
             except (Exception, SystemExit):

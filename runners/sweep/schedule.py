@@ -114,7 +114,7 @@ class Sweep:
     def run(self) -> int:
         """Run what is not finished. Returns 0 if now all is, 130 if stopped, 1 otherwise."""
         try:
-            with _interruptible():
+            with interruptible():
                 return self._run()
         except KeyboardInterrupt:
             self.console.print("stopped; the same command goes on from here", highlight=False, soft_wrap=True)
@@ -353,7 +353,7 @@ class Sweep:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let a request to end, or the loss of the terminal (but not under nohup), stop the sweep as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:

@@ -14,10 +14,13 @@
     seeds = 2                              # only the first so many of its seeds (default: all)
     without = ["online_steps"]             # options of the two sections above that this method does not take
     [method.bc10.dataset."hoard/..."]      # for this method on that dataset
+    [method.iql_tuned]
+    settings = "results/tune/.../iql.toml" # algorithm and options from a file, such as `hoard tune` writes
 
-Later sections win. Datasets and seeds chosen on the command line are met by every method. The path of an algorithm
-file is relative to the suite's own. A suite is read and checked without importing any algorithm; whether a file has an
-option is asked of it when the sweep plans its cells, before anything is made or fetched.
+Later sections win, over a file of settings too. Datasets and seeds chosen on the command line are met by every method.
+Paths of algorithm files and settings are relative to the suite's own. A suite is read and checked without importing any
+algorithm; whether a file has an option is asked of it when the sweep plans its cells, before anything is made or
+fetched.
 """
 
 from __future__ import annotations
@@ -173,7 +176,7 @@ def _method(path: Path, key: str, section: Any, raw: dict[str, Any]) -> Method:
         raise SuiteError(f"{path}: {error}") from error
     if not isinstance(section, dict):
         raise SuiteError(f"{path}: {where} must be a table")
-    _known(path, where, section, "algo", "options", "dataset", "datasets", "seeds", "without")
+    _known(path, where, section, "algo", "settings", "options", "dataset", "datasets", "seeds", "without")
     own, count = section.get("datasets"), section.get("seeds")
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise SuiteError(f"{path}: {where}: seeds must be a count like 2, not {count!r}")
@@ -193,25 +196,56 @@ def _method(path: Path, key: str, section: Any, raw: dict[str, Any]) -> Method:
         )
     _check_options(path, f"{where}.options", section.get("options", {}))
     _check_by_dataset(path, f"{where}.dataset", section.get("dataset", {}), known)
-    algo = section.get("algo", key)
-    if not isinstance(algo, str):
-        raise SuiteError(f"{path}: {where}: algo must be the name or the path of an algorithm file, not {algo!r}")
-    try:
-        if algo.endswith(".py"):
-            algo = str(algorithms.find(path.resolve().parent / Path(algo).expanduser()))
-        else:
-            algorithms.find(algo)
-    except BadInput as error:
-        raise SuiteError(f"{path}: {where}: {error}") from error
+    tuned: dict[str, Any] = {}
+    if "settings" in section:
+        if not isinstance(section["settings"], str):
+            raise SuiteError(f"{path}: {where}: settings must be the path of a .toml file, not {section['settings']!r}")
+        algo, tuned = read_settings(path.resolve().parent / Path(section["settings"]).expanduser())
+        if "algo" in section and _algo(path, where, section["algo"]) != algo:
+            raise SuiteError(f"{path}: {where}: {section['settings']} holds settings of {algo}, not {section['algo']}")
+    else:
+        algo = _algo(path, where, section.get("algo", key))
     return Method(
         key,
         algo,
-        section.get("options", {}),
+        tuned | section.get("options", {}),
         section.get("dataset", {}),
         None if own is None else tuple(own),
         count,
         tuple(without),
     )
+
+
+def _algo(path: Path, where: str, algo: Any) -> str:
+    """The name of a file in algos/, or the absolute path of one; `algo` may be relative to the file `path`."""
+    if not isinstance(algo, str):
+        raise SuiteError(f"{path}: {where}: algo must be the name or the path of an algorithm file, not {algo!r}")
+    try:
+        if algo.endswith(".py"):
+            return str(algorithms.find(path.resolve().parent / Path(algo).expanduser()))
+        algorithms.find(algo)
+    except BadInput as error:
+        raise SuiteError(f"{path}: {where}: {error}") from error
+    return algo
+
+
+def read_settings(path: Path) -> tuple[str, dict[str, Any]]:
+    """Algorithm and options of a file of settings, whose `provenance` says where they come from.
+
+    Raises SuiteError for what is wrong in it, naming file and key.
+    """
+    try:
+        raw = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: {error}") from error
+    except OSError as error:
+        raise SuiteError(f"settings {path}: cannot be read: {error.strerror}") from error
+    _known(path, "the settings", raw, "algo", "options", "provenance")
+    for key in ("algo", "options"):
+        if key not in raw:
+            raise SuiteError(f"{path}: '{key}' is needed")
+    _check_options(path, "options", raw["options"])
+    return _algo(path, "the settings", raw["algo"]), raw["options"]
 
 
 def _known(path: Path, where: str, section: dict[str, Any], *keys: str) -> None:
