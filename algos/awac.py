@@ -81,7 +81,7 @@ class Actor(nn.Module):
         """Mean (B, action_dim) and log-std (action_dim,)."""
         x = self.normalize(obs)
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
+            x = torch.relu_(layer(x))
         return self.layers[-1](x), self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
     def act(self, obs: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Critic(nn.Module):
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             x = torch.baddbmm(bias, x, weight)
             if k < last:
-                x = torch.relu(x)
+                x = torch.relu_(x)
         return x.squeeze(-1)
 
 

@@ -94,7 +94,7 @@ class Actor(nn.Module):
         """(B, obs_dim) -> (B, action_dim); with a generator, as in training, with noise and dropout."""
         x = gaussian_noise(self.normalize(obs), self.noise, generator)
         for layer in self.layers[:-1]:
-            x = dropout(torch.relu(layer(x)), self.dropout, generator)
+            x = dropout(torch.relu_(layer(x)), self.dropout, generator)
         x = self.layers[-1](x)
         return torch.tanh(x) if self.output == "tanh" else x
 
@@ -139,7 +139,7 @@ def train(cfg: Config, run: Run) -> None:
     if cfg.normalize_obs:
         mean, std = buffer.obs_stats()
         actor.normalize.fit(mean, std + 1e-3)
-    optimizer = torch.optim.Adam(actor.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.Adam(actor.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
 
     def update(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         loss, metrics = actor_loss(actor, batch, generator)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, dropout, frozen_copy, linear
+from hoard.runners.nn import ObsNormalizer, clipped_gradient_step, dropout, frozen_copy, linear
 from hoard.runners.scans import SCANS
 
 
@@ -464,7 +464,7 @@ def train(cfg: Config, run: Run) -> None:
     actor.return_scale.fill_(scale)
     actor.target.fill_(target_of(dataset, cfg, cfg.target_fraction))
     teacher = frozen_copy(actor)
-    optimizer = torch.optim.AdamW(parameter_groups(actor, cfg.weight_decay), lr=cfg.lr, eps=1e-6)
+    optimizer = torch.optim.AdamW(parameter_groups(actor, cfg.weight_decay), lr=cfg.lr, eps=1e-6, fused=True)
 
     def update(batch: dict[str, Tensor], beta: float) -> dict[str, Tensor]:
         # self-evolution: the earlier policy's actions have a share in the labels
@@ -474,10 +474,7 @@ def train(cfg: Config, run: Run) -> None:
                 teacher_action = teacher(batch)
         # actions, next states and next returns
         loss, metrics = actor_loss(actor, batch, cfg, beta, teacher_action, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        metrics["policy/grad_norm"] = nn.utils.clip_grad_norm_(actor.parameters(), cfg.clip_norm)
-        optimizer.step()
+        metrics["policy/grad_norm"] = clipped_gradient_step(optimizer, loss, cfg.clip_norm)
         return metrics | {"evolution/beta": torch.full_like(loss.detach(), beta)}
 
     def evaluate_variants() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, dropout, linear
+from hoard.runners.nn import ObsNormalizer, clipped_gradient_step, dropout, linear
 
 
 @dataclass
@@ -251,14 +251,11 @@ def train(cfg: Config, run: Run) -> None:
     actor.normalize.fit(mean, std + 1e-6)
     actor.return_scale.fill_(scale)
     actor.target.fill_(target_of(dataset, cfg, cfg.target_fraction))
-    optimizer = torch.optim.AdamW(parameter_groups(actor, cfg.weight_decay), lr=cfg.lr, eps=1e-6)
+    optimizer = torch.optim.AdamW(parameter_groups(actor, cfg.weight_decay), lr=cfg.lr, eps=1e-6, fused=True)
 
     def update(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         loss, metrics = actor_loss(actor, batch, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        metrics["policy/grad_norm"] = nn.utils.clip_grad_norm_(actor.parameters(), cfg.clip_norm)
-        optimizer.step()
+        metrics["policy/grad_norm"] = clipped_gradient_step(optimizer, loss, cfg.clip_norm)
         return metrics
 
     def evaluate_variants() -> None:

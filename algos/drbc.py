@@ -124,7 +124,7 @@ class Actor(nn.Module):
         """Mean and log-std before the tanh, each (B, action_dim)."""
         x = obs
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
+            x = torch.relu_(layer(x))
         mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -302,11 +302,9 @@ def train(cfg: Config, run: Run) -> None:
         if not with_actor:
             return metrics
         # policy: towards actions of high Q, near the reference
-        critic.requires_grad_(False)  # the actor's loss needs no gradient of the critics' weights
         action, kl = sample_with_kl(actor, reference, mixture, batch["obs"], cfg, generator)
         loss, of_actor = actor_loss(critic(batch["obs"], action), kl, weight)
         gradient_step(optimizers["actor"], loss)
-        critic.requires_grad_(True)
         metrics |= of_actor | {"policy/kl_weight": weight}
         # KL weight: towards the budget
         if cfg.kl_rule == "budget":

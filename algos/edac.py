@@ -93,7 +93,7 @@ class Actor(nn.Module):
         """Mean and log-std before the tanh, each (..., action_dim)."""
         x = self.normalize(obs)
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
+            x = torch.relu_(layer(x))
         mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -142,7 +142,7 @@ class Critic(nn.Module):
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             x = torch.baddbmm(bias, x, weight)
             if k < last:
-                x = torch.relu(x)
+                x = torch.relu_(x)
         return x.squeeze(-1)
 
 
@@ -235,10 +235,8 @@ def train(cfg: Config, run: Run) -> None:
         gradient_step(optimizers["alpha"], loss)
         temperature = alpha().detach()
         # policy: towards actions that no critic finds bad, and high entropy
-        critic.requires_grad_(False)  # the actor's loss needs no gradient of the critics' weights
         loss, of_actor = actor_loss(critic(obs, action), log_prob, temperature)
         gradient_step(optimizers["actor"], loss)
-        critic.requires_grad_(True)
         # Q: towards r + discount * the smallest target Q, in as many directions as there are critics
         loss, of_critic = critic_loss(critic, target, actor, temperature, batch, cfg, generator)
         gradient_step(optimizers["critic"], loss)

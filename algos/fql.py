@@ -235,10 +235,8 @@ def train(cfg: Config, run: Run) -> None:
             loss, metrics = critic_loss(critic, target, actor, batch, cfg, generator)
             gradient_step(optimizers["critic"], loss)
             # policy: towards actions of high Q that are near the flow's
-            critic.requires_grad_(False)  # the actor's loss needs no gradient of the critics' weights
             loss, of_actor = actor_loss(actor, flow, critic, batch["obs"], cfg, generator)
             gradient_step(optimizers["actor"], loss)
-            critic.requires_grad_(True)
             metrics |= of_actor
             polyak_update(target, critic, cfg.target_tau)
         # flow: from noise to the dataset's actions

@@ -101,7 +101,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, share: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         for layer in self.layers[:-1]:
-            x = dropout(torch.relu(layer(x)), share, generator)
+            x = dropout(torch.relu_(layer(x)), share, generator)
         return self.layers[-1](x)
 
 
@@ -223,13 +223,13 @@ def train(cfg: Config, run: Run) -> None:
             net.normalize.fit(mean, std + 1e-3)
     target = frozen_copy(critic)
     networks = {"actor": actor, "value": value, "critic": critic}
-    optimizers = {name: torch.optim.Adam(net.parameters(), lr=cfg.lr) for name, net in networks.items()}
+    optimizers = {name: torch.optim.Adam(net.parameters(), lr=cfg.lr, fused=True) for name, net in networks.items()}
 
     @torch.no_grad()
     def bootstrap(batch: dict[str, Tensor], target_q: Tensor) -> tuple[Tensor, Tensor]:
         """Target of Q, r + discount * V(s'), and advantage, Q - V(s), each (B,)."""
-        backup = batch["reward"] + cfg.discount * (1 - batch["terminated"]) * value(batch["next_obs"])
-        return backup, target_q - value(batch["obs"])
+        v, next_v = value(torch.stack([batch["obs"], batch["next_obs"]]))
+        return batch["reward"] + cfg.discount * (1 - batch["terminated"]) * next_v, target_q - v
 
     def update(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         obs, action = batch["obs"], batch["action"]

@@ -661,7 +661,7 @@ class Actor(nn.Module):
         x = torch.cat([self.normalize(obs), return_to_go[:, None]], dim=-1)
         x = gaussian_noise(x, self.noise, generator)
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
+            x = torch.relu_(layer(x))
         return self.layers[-1](x)
 
     def act(self, obs: Tensor, history: History) -> Tensor:

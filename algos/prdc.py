@@ -95,7 +95,7 @@ class Actor(nn.Module):
         """(B, obs_dim) -> (B, action_dim) in [-1, 1]."""
         x = self.normalize(obs)
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
+            x = torch.relu_(layer(x))
         return torch.tanh(self.layers[-1](x))
 
     def act(self, obs: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Critic(nn.Module):
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             x = torch.baddbmm(bias, x, weight)
             if k < last:
-                x = torch.relu(x)
+                x = torch.relu_(x)
         return x.squeeze(-1)
 
 
@@ -220,12 +220,10 @@ def train(cfg: Config, run: Run) -> None:
 
     def update_actor(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # policy: towards actions of high Q that are near those of the nearest steps in the dataset
-        critic.requires_grad_(False)  # the actor's loss needs no gradient of the critics' weights
         action = actor(batch["obs"])
         nearest = neighbors.actions(actor.normalize(batch["obs"]), action)
         loss, metrics = actor_loss(critic(batch["obs"], action)[0], action, nearest, cfg)
         gradient_step(optimizers["actor"], loss)
-        critic.requires_grad_(True)
         polyak_update(target, critic, cfg.target_tau)
         polyak_update(target_actor, actor, cfg.target_tau)
         return metrics

@@ -112,7 +112,7 @@ class Actor(nn.Module):
         x = torch.cat([self.normalize(obs), label[:, None]], dim=-1)
         x = gaussian_noise(x, self.noise, generator)
         for layer in self.layers[:-1]:
-            x = dropout(torch.relu(layer(x)), self.dropout, generator)
+            x = dropout(torch.relu_(layer(x)), self.dropout, generator)
         x = self.layers[-1](x)
         return torch.tanh(x) if self.output == "tanh" else x
 
@@ -188,7 +188,7 @@ def train(cfg: Config, run: Run) -> None:
         actor.normalize.fit(mean, std + 1e-3)
     actor.label_scale.fill_(scale)
     actor.target.fill_(target_of(dataset, labels, cfg, cfg.target_fraction, run.episode_limit))
-    optimizer = torch.optim.Adam(actor.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.Adam(actor.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
 
     def update(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         loss, metrics = actor_loss(actor, batch, generator)

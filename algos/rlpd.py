@@ -92,7 +92,7 @@ class Actor(nn.Module):
         """Mean and log-std before the tanh, each (B, action_dim)."""
         x = obs
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
+            x = torch.relu_(layer(x))
         mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -144,7 +144,7 @@ class Critic(nn.Module):
             if k < last:
                 if len(self.scales):
                     x = F.layer_norm(x, x.shape[-1:], eps=1e-6) * self.scales[k] + self.shifts[k]
-                x = torch.relu(x)
+                x = torch.relu_(x)
         return x.squeeze(-1)
 
 
@@ -231,11 +231,9 @@ def train(cfg: Config, run: Run) -> None:
 
     def update_actor(obs: Tensor) -> dict[str, Tensor]:
         # policy: towards actions of high Q and high entropy
-        critic.requires_grad_(False)  # the actor's loss needs no gradient of the critics' weights
         action, log_prob = actor.sample(obs, generator)
         loss, metrics = actor_loss(critic(obs, action), log_prob, alpha().detach(), cfg)
         gradient_step(optimizers["actor"], loss)
-        critic.requires_grad_(True)
         # temperature: towards the target entropy
         loss, of_alpha = alpha_loss(alpha(), metrics["policy/entropy"], cfg.target_entropy * dataset.action_dim)
         gradient_step(optimizers["alpha"], loss)

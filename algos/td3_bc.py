@@ -82,7 +82,7 @@ class Actor(nn.Module):
         """(B, obs_dim) -> (B, action_dim) in [-1, 1]."""
         x = self.normalize(obs)
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
+            x = torch.relu_(layer(x))
         return torch.tanh(self.layers[-1](x))
 
     def act(self, obs: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Critic(nn.Module):
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             x = torch.baddbmm(bias, x, weight)
             if k < last:
-                x = torch.relu(x)
+                x = torch.relu_(x)
         return x.squeeze(-1)
 
 
@@ -175,11 +175,9 @@ def train(cfg: Config, run: Run) -> None:
 
     def update_actor(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # policy: towards actions of high Q that are near the dataset's
-        critic.requires_grad_(False)  # the actor's loss needs no gradient of the critics' weights
         action = actor(batch["obs"])
         loss, metrics = actor_loss(critic(batch["obs"], action)[0], action, batch["action"], cfg)
         gradient_step(optimizers["actor"], loss)
-        critic.requires_grad_(True)
         polyak_update(target, critic, cfg.target_tau)
         polyak_update(target_actor, actor, cfg.target_tau)
         return metrics

@@ -63,7 +63,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 WARM_UP = 6  # rounds before the clock runs
 WRITTEN_DOWN = 2  # rounds whose products make the floor: with a delayed policy, one with its step and one without
-TURN = 0.25  # seconds, of update and floor in turn
+TURN = 0.1  # seconds, of update and floor in turn
 PHASES_NOT_TIMED = ("rollouts",)  # no gradient updates
 LOOPS = {"drbc": "clone", "mbrcsl": "policy"}  # what the main loop is called where there are other stages
 

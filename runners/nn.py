@@ -62,7 +62,7 @@ class ObsNormalizer(nn.Module):
         self.std.copy_(std)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return (obs - self.mean) / self.std
+        return (obs - self.mean).div_(self.std)
 
 
 def dropout(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
@@ -80,10 +80,65 @@ def gaussian_noise(x: Tensor, std: float, generator: torch.Generator | None) -> 
 
 
 def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Step down the gradient of `loss`."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
+    """Step the optimiser's parameters down their gradients of `loss`; no other parameter gets a gradient."""
+    _gradients(optimizer, loss)
+    optimizer_step(optimizer)
+
+
+def clipped_gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> Tensor:
+    """The same with the gradient's global norm clipped; returns the norm before that."""
+    norm = nn.utils.clip_grad_norm_(_gradients(optimizer, loss), clip_norm, foreach=True)
+    optimizer_step(optimizer)
+    return norm
+
+
+def _gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> list[Tensor]:
+    """Leave the gradients of `loss` at the optimiser's parameters, which are returned."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = None
+    # Not torch.autograd.grad, whose gradients may have another layout than the parameters: a fused step needs the same.
+    loss.backward(inputs=parameters)
+    return parameters
+
+
+@torch.no_grad()
+def optimizer_step(optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()`, to the bit; a fused Adam that has stepped before is spared the checks of every step.
+
+    They take longer than the step of a small network.
+    """
+    if not all(_is_plain_fused_adam(optimizer, group) for group in optimizer.param_groups):
+        optimizer.step()
+        return
+    for group in optimizer.param_groups:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        states = [optimizer.state[parameter] for parameter in parameters]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        (torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_)(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _is_plain_fused_adam(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Whether this group's step is one call: no hooks, no variants, and a state from a step before."""
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    if hooked or not group.get("fused") or group["amsgrad"] or group["maximize"]:
+        return False
+    return all(parameter in optimizer.state for parameter in group["params"] if parameter.grad is not None)
 
 
 def cosine_lr(optimizer: torch.optim.Optimizer, lr: float, update: int, updates: int) -> None:
@@ -95,8 +150,7 @@ def cosine_lr(optimizer: torch.optim.Optimizer, lr: float, update: int, updates:
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move each parameter of `target` the share `tau` of the way to `source`'s; 1 copies it exactly."""
-    for slow, fast in zip(target.parameters(), source.parameters()):
-        slow.lerp_(fast, tau)
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
 
 
 def frozen_copy(net: Any) -> Any:
