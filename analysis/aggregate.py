@@ -13,7 +13,7 @@ seeds, not about other datasets. A dataset with one seed leaves the interval unk
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -125,7 +125,7 @@ def aggregates(
 
 
 def improvement_matrix(
-    strata: dict[str, Strata], *, seed: int = 0, level: float = stats.LEVEL, resamples: int = stats.MIN_RESAMPLES
+    strata: Mapping[str, Strata], *, seed: int = 0, level: float = stats.LEVEL, resamples: int = stats.MIN_RESAMPLES
 ) -> pd.DataFrame:
     """Probability of improvement of each ordered pair of methods: columns x, y, point, low, high.
 

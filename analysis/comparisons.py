@@ -104,6 +104,15 @@ def verdict_table(found: Sequence[Ranking]) -> tables.Table | None:
     return tables.Table(frame, display, notes, ("ahead",))
 
 
+def suite_strata(results: Results, values: pd.DataFrame, measure: dict[str, str]) -> dict[str, list[np.ndarray]]:
+    """Of each method with a value on every dataset: its seeds on each, in that dataset's measure."""
+    groups = dict(iter(values.groupby(["dataset", "method"], sort=False)))
+    return {
+        method: [groups[dataset, method][measure[dataset]].to_numpy(float) for dataset in results.datasets]
+        for method in _present(groups, results.datasets, results.methods)
+    }
+
+
 def _present(groups: dict[Any, pd.DataFrame], datasets: Sequence[str], methods: Sequence[str]) -> list[str]:
     return [method for method in methods if all((dataset, method) in groups for dataset in datasets)]
 

@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
 
-from hoard.analysis import online, plots, published, results, tables
+from hoard.analysis import aggregate, comparisons, interactive, online, plots, published, results, tables
 from hoard.analysis.results import Results
 
 HERE = Path(__file__).parent
+VERDICT_NOTE = (
+    "By means over seeds after the last update. Better: the 95 % Student-t interval of the difference excludes zero, "
+    "also after Holm's correction for the comparisons on a dataset. Three seeds can tell only large differences apart."
+)
 
 
 @dataclass(frozen=True)
@@ -41,24 +48,41 @@ def write(folder: Path, metric: str | None, everything: bool) -> str:
     whole = results.load(folder, everything=True)
     loaded = whole if everything else whole.selection()
     metric = metric_of(loaded, metric)
-    sections = _sections(loaded, metric)
+    values = tables.seed_values(loaded)
+    ranked = comparisons.rankings(loaded, metric, values)
+    sections = _sections(loaded, metric, ranked)
     main = sections[0].table
-    comparison = Figure("Comparison", plots.png(plots.comparison(loaded, metric, main)), _says_comparison(main))
-    curves = Figure("Learning curves", plots.png(plots.curves(loaded, metric)), _says_curves(loaded, metric))
+    curves = plots.all_curves(loaded, metric)
+    figures = {
+        "comparison": Figure(
+            "Comparison", plots.png(plots.comparison(loaded, metric, main, values)), _says_comparison(main)
+        ),
+        "curves": Figure(
+            "Learning curves",
+            plots.png(plots.curves(loaded, metric, computed=curves)),
+            _says_curves(loaded, metric),
+        ),
+    } | _suite_figures(loaded, metric, values)
     if whole.kind == "suite":  # an archive is the source itself, and a run's folder has its own episodes
         results.write_table(whole.table, folder)
     settings = Section("Settings", tables.settings_table(loaded))
     results.write(folder / "table.md", _markdown([*sections, settings]))
     results.write(folder / "table.csv", main.csv())
-    results.write(folder / "figures" / "curves.png", curves.png)
-    results.write(folder / "figures" / "comparison.png", comparison.png)
-    results.write(folder / "report.html", _html(loaded, whole, [*sections, settings], [comparison, curves]))
-    return _text(sections, _selection_note(loaded, whole))
+    results.write(folder / "table.tex", main.latex(f"Last scores of {loaded.meta['suite']}", "tab:scores"))
+    for name, figure in figures.items():
+        results.write(folder / "figures" / f"{name}.png", figure.png)
+    measure = tables.measures(loaded, metric)
+    panels = interactive.panels(loaded, measure, curves, ranked)
+    html = _html(loaded, whole, [*sections, settings], list(figures.values()), ranked, panels)
+    results.write(folder / "report.html", html)
+    return _text(sections, ranked, _selection_note(loaded, whole))
 
 
 def text(loaded: Results, metric: str | None = None) -> str:
     """The tables for the terminal, with the cells that are missing and how to read the rest."""
-    return _text(_sections(loaded, metric_of(loaded, metric)), "")
+    metric = metric_of(loaded, metric)
+    ranked = comparisons.rankings(loaded, metric)
+    return _text(_sections(loaded, metric, ranked), ranked, "")
 
 
 def metric_of(loaded: Results, metric: str | None) -> str:
@@ -66,9 +90,10 @@ def metric_of(loaded: Results, metric: str | None) -> str:
     return metric or loaded.meta.get("metric") or "score"
 
 
-def _sections(loaded: Results, metric: str) -> list[Section]:
+def _sections(loaded: Results, metric: str, ranked: list[comparisons.Ranking]) -> list[Section]:
     """The table of last scores, then the others where they have anything to say."""
     optional = [
+        ("Who is better", comparisons.verdict_table(ranked)),
         ("Missing cells", tables.missing_table(loaded)),
         ("Over the online phase", online.online_table(loaded, metric)),
         ("Beside published numbers", published.published_table(loaded)),
@@ -78,11 +103,54 @@ def _sections(loaded: Results, metric: str) -> list[Section]:
     return [main, *(Section(title, table) for title, table in optional if table)]
 
 
-def _text(sections: list[Section], remark: str) -> str:
-    parts = [f"{section.title}\n\n{section.table.text(tables.TERMINAL)}" for section in sections]
+def _suite_figures(loaded: Results, metric: str, values: pd.DataFrame) -> dict[str, Figure]:
+    """Figures over all datasets, where at least two methods have a value on every one."""
+    measure = tables.measures(loaded, metric)
+    strata = comparisons.suite_strata(loaded, values, measure)
+    if len(strata) < 2:
+        return {}
+    matrix = aggregate.improvement_matrix(strata)
+    best = matrix.loc[matrix["point"].idxmax()] if matrix["point"].notna().any() else None
+    figures = {
+        "improvement": Figure(
+            "Probability of improvement",
+            plots.png(plots.improvement(loaded, matrix)),
+            f"Matrix of the probability that a seed of one method beats a seed of another, {len(strata)} methods, mean "
+            "over datasets."
+            + (f" The highest is {best['point']:.2f}, of {best['x']} over {best['y']}." if best is not None else ""),
+        )
+    }
+    common = set(measure.values())
+    finite = all(np.isfinite(one).all() for own in strata.values() for one in own)
+    if common in ({"score"}, {"success"}) and finite:
+        name = common.pop()
+        level = 0.5 if name == "success" else 50.0
+        shares = {method: np.mean([(one > level).mean() for one in own]) for method, own in strata.items()}
+        words = ", ".join(f"{method} {share:.2f}" for method, share in shares.items())
+        figures["profiles"] = Figure(
+            "Performance profiles",
+            plots.png(plots.profiles(loaded, strata, name)),
+            f"Lines that fall from left to right, one a method: the share of seeds above a {plots.label(name)}. Above "
+            f"{level:g}: {words}.",
+        )
+    return figures
+
+
+def _text(sections: list[Section], ranked: list[comparisons.Ranking], remark: str) -> str:
+    wins = [f"{short}: {ranking.sentence}" for short, ranking in _short(ranked)]
+    head = [textwrap.fill(line, tables.TERMINAL, subsequent_indent="  ") for line in wins]
+    shown = [section for section in sections if section.title != "Who is better"]  # the sentences say it
+    parts = [f"{section.title}\n\n{section.table.text(tables.TERMINAL)}" for section in shown]
+    if head:
+        parts.insert(1, "Who wins where\n\n" + "\n".join(head) + "\n")
     notes = [*([remark] if remark else []), *sections[0].table.notes, "All columns are in table.md and report.html."]
     wrapped = [textwrap.fill(note, tables.TERMINAL, initial_indent="* ", subsequent_indent="  ") for note in notes]
     return "\n".join([*parts, *wrapped]) + "\n"
+
+
+def _short(ranked: list[comparisons.Ranking]) -> list[tuple[str, comparisons.Ranking]]:
+    short = tables.short_names(ranking.dataset for ranking in ranked)
+    return [(short[ranking.dataset], ranking) for ranking in ranked]
 
 
 def _markdown(sections: list[Section]) -> str:
@@ -93,16 +161,38 @@ def _markdown(sections: list[Section]) -> str:
     return "\n".join(parts)
 
 
-def _html(loaded: Results, whole: Results, sections: list[Section], figures: list[Figure]) -> str:
+def _html(
+    loaded: Results,
+    whole: Results,
+    sections: list[Section],
+    figures: list[Figure],
+    ranked: list[comparisons.Ranking],
+    panels: list[interactive.Panel],
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
+    inlined = {
+        name: Markup((HERE / path).read_text(encoding="utf-8"))  # our own files and a library's: no input
+        for name, path in {
+            "chart_css": "vendor/uPlot.min.css", "chart_js": "vendor/uPlot.iife.min.js", "script": "report.js"
+        }.items()
+    }  # fmt: skip
+    frame = sections[0].table.frame
     return environment.get_template("report.html.j2").render(
         suite=loaded.meta["suite"],
         facts=_facts(loaded),
         remark=_selection_note(loaded, whole),
         sections=sections,
         figures=figures,
+        rankings=ranked,
+        verdict_note=VERDICT_NOTE,
+        panels=panels,
+        curves=[panel.curves for panel in panels],
+        methods=interactive.methods(loaded),
+        labels=list(dict.fromkeys(frame["dataset"])),
+        keys=interactive.row_keys(loaded, frame),
+        **inlined,
     )
 
 

@@ -1,4 +1,4 @@
-"""Two figures: learning curves and last scores with their intervals.
+"""Figures: learning curves, last scores, performance profiles, probability of improvement, tuning budgets.
 
 Figures are plain `matplotlib.figure.Figure` objects: importing this module chooses no backend and opens no window.
 An algorithm has the same colour in every figure of every suite. Methods differ in marker and line style as well, which
@@ -12,19 +12,20 @@ import math
 import re
 import textwrap
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from hoard.analysis import online, stats, tables
+from hoard.analysis import aggregate, online, stats, tables
 from hoard.analysis.results import Results
 
 DPI = 130
@@ -47,25 +48,31 @@ COLORS = {
 INK, FAINT = "#222222", "#8a8a8a"
 
 
-def curves(results: Results, metric: str = "score", *, resamples: int = BAND_RESAMPLES) -> Figure:
-    """Learning curves: one panel per dataset, IQM over seeds with its bootstrap band."""
+def curves(
+    results: Results,
+    metric: str = "score",
+    *,
+    resamples: int = BAND_RESAMPLES,
+    computed: dict[str, dict[str, pd.DataFrame]] | None = None,
+) -> Figure:
+    """Learning curves: one panel per dataset, IQM over seeds with its bootstrap band; `computed` by `all_curves`."""
     measure, styles = tables.measures(results, metric), method_styles(results)
-    rows = results.evaluations
-    rows = rows[(rows["status"] == "finished") & (rows["variant"] == "")]
+    computed = all_curves(results, metric, resamples=resamples) if computed is None else computed
     with style():
         figure, panels = _grid(len(results.datasets), height=2.9)
         for axes, dataset in zip(panels, results.datasets):
-            own = rows[rows["dataset"] == dataset]
-            x = "env_step" if (own["env_step"] > 0).any() else "update"
+            own = computed[dataset]
+            x = "env_step" if any(points.attrs["x"] == "env_step" for points in own.values()) else "update"
             for method in results.methods:
-                _curve(axes, own[own["method"] == method], x, measure[dataset], styles[method], resamples)
+                if method in own:
+                    _curve(axes, own[method], x, styles[method])
             _reference_lines(axes, measure[dataset], horizontal=True)
             axes.set_title(dataset)
             axes.set_xlabel("environment steps" if x == "env_step" else "gradient updates")
-            axes.set_ylabel(_measure_label(measure[dataset]))
+            axes.set_ylabel(label(measure[dataset]))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.xaxis.set_major_locator(MaxNLocator(5))
-            if own.empty:
+            if not own:
                 _remark(axes, "no finished run", 0.5)
         handles = [
             Line2D([], [], **styles[method], linewidth=2, markersize=5, label=method) for method in results.methods
@@ -82,22 +89,28 @@ def curves(results: Results, metric: str = "score", *, resamples: int = BAND_RES
     return figure
 
 
-def comparison(results: Results, metric: str = "score", table: tables.Table | None = None) -> Figure:
+def comparison(
+    results: Results,
+    metric: str = "score",
+    table: tables.Table | None = None,
+    values: pd.DataFrame | None = None,
+) -> Figure:
     """Last scores: IQM and interval per dataset and method, every seed as a dot, then all datasets together."""
     frame = (table or tables.score_table(results, metric)).frame
-    values, styles = tables.seed_values(results), method_styles(results)
+    values = tables.seed_values(results) if values is None else values
+    styles = method_styles(results)
     labels = list(dict.fromkeys(frame["dataset"]))  # the datasets, then the aggregate where there is one
     with style():
         figure, panels = _grid(len(labels), height=0.9 + 0.3 * len(results.methods))
-        for axes, label in zip(panels, labels):
-            own = frame[frame["dataset"] == label].set_index("method")
+        for axes, title in zip(panels, labels):
+            own = frame[frame["dataset"] == title].set_index("method")
             measure = own["measure"].iloc[0]
             _reference_lines(axes, measure, horizontal=False)
             for place, method in enumerate(results.methods):
                 if method not in own.index:
                     continue
                 row, color = own.loc[method], styles[method]["color"]
-                seeds = values[(values["dataset"] == label) & (values["method"] == method)]
+                seeds = values[(values["dataset"] == title) & (values["method"] == method)]
                 lost, seeds = seeds.loc[seeds["diverged"], measure], seeds.loc[~seeds["diverged"], measure]
                 axes.plot(seeds, np.full(len(seeds), place + 0.13), "o", color=color, alpha=0.45, ms=3.5, mew=0)
                 axes.plot(lost, np.full(len(lost), place + 0.13), "x", color=color, ms=5, mew=1.2)
@@ -115,8 +128,8 @@ def comparison(results: Results, metric: str = "score", table: tables.Table | No
             axes.set_yticks(range(len(results.methods)), results.methods if named else [])
             axes.set_ylim(len(results.methods) - 0.4, -0.6)
             axes.grid(visible=False, axis="y")
-            axes.set_title(label, fontweight="bold" if label not in results.datasets else "normal")
-            axes.set_xlabel(_measure_label(measure))
+            axes.set_title(title, fontweight="bold" if title not in results.datasets else "normal")
+            axes.set_xlabel(label(measure))
             axes.xaxis.set_major_locator(MaxNLocator(5))
         level, resamples = 100 * frame["level"].iloc[0], frame["resamples"].iloc[0]
         _caption(
@@ -126,6 +139,78 @@ def comparison(results: Results, metric: str = "score", table: tables.Table | No
             + ("; crosses: diverged seeds, at what they count with" if frame["diverged"].any() else "")
             + ("; m/n: m of n seeds finished" if (frame["seeds"] < frame["planned"]).any() else ""),
         )
+    return figure
+
+
+def profiles(results: Results, strata: Mapping[str, Sequence[np.ndarray]], measure: str) -> Figure:
+    """Performance profiles: the share of seeds above each score, a line per method with its pointwise band.
+
+    `strata`: the seeds of each method on each dataset, all in `measure` ("score" or "success").
+    """
+    styles = method_styles(results)
+    every = np.concatenate([values for own in strata.values() for values in own])
+    every = every[np.isfinite(every)]
+    low, high = (0.0, 1.0) if measure == "success" else (min(0.0, np.quantile(every, 0.01)), max(every.max(), 1e-9))
+    thresholds = np.linspace(low, high, 201)
+    with style():
+        figure = Figure(figsize=(0.65 * WIDTH, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for number, (method, own) in enumerate(strata.items()):
+            found = aggregate.profile(own, thresholds, seed=number)
+            look = styles[method]
+            axes.plot(thresholds, found["point"], **look, markevery=(7 * number % 25, 25), markersize=4, linewidth=1.8,
+                      label=method)  # fmt: skip
+            axes.fill_between(thresholds, found["low"], found["high"], color=look["color"], alpha=0.15, linewidth=0)
+        axes.set_xlabel(f"{label(measure)} τ")
+        axes.set_ylabel("share of seeds above τ")
+        axes.set_ylim(-0.02, 1.02)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+        _caption(figure, f"every dataset weighs the same; bands: {100 * stats.LEVEL:g} % bootstrap interval at each τ")
+    return figure
+
+
+def improvement(results: Results, matrix: pd.DataFrame) -> Figure:
+    """The matrix of `aggregate.improvement_matrix`: the probability that a seed of the row beats one of the column."""
+    names = [method for method in results.methods if method in set(matrix["x"])]
+    wide = matrix.pivot(index="x", columns="y", values="point").reindex(index=names, columns=names)
+    clear = matrix[(matrix["low"] > 0.5) | (matrix["high"] < 0.5)]
+    certain = set(zip(clear["x"], clear["y"]))
+    text = [
+        [
+            "" if math.isnan(value) else f"{value:.2f}{'*' if (x, y) in certain else ''}"
+            for y, value in zip(names, wide.loc[x])
+        ]
+        for x in names
+    ]
+    with style():
+        side = 0.62 * len(names)
+        figure = Figure(figsize=(side + 2.6, 0.8 * side + 1.6), layout="constrained")
+        axes = figure.subplots()
+        seaborn.heatmap(
+            wide, ax=axes, vmin=0, vmax=1, center=0.5, cmap="vlag_r", annot=np.array(text), fmt="", linewidths=1,
+            annot_kws={"fontsize": 9}, cbar_kws={"label": "P(row beats column)"},
+        )  # fmt: skip
+        axes.set(xlabel="", ylabel="")
+        axes.tick_params(axis="x", rotation=40)
+        axes.tick_params(axis="y", rotation=0)
+        _caption(figure, f"mean over datasets, ties as half; *: {100 * stats.LEVEL:g} % interval without 0.5")
+    return figure
+
+
+def budget(curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], y: str, x: str) -> Figure:
+    """Score against tuning budget: the curves of `tuning`, a line for each algorithm with its interval."""
+    with style():
+        figure = Figure(figsize=(0.65 * WIDTH, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for name, points in curves.items():
+            look = styles[name]
+            every = max(1, len(points) // MARKED)
+            axes.plot(points.index, points["point"], **look, markevery=every, markersize=4, linewidth=1.8, label=name)
+            axes.fill_between(points.index, points["low"], points["high"], color=look["color"], alpha=0.15, linewidth=0)
+        axes.set(xlabel=x, ylabel=y)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.legend(frameon=False)
     return figure
 
 
@@ -163,14 +248,28 @@ def curve_points(rows: pd.DataFrame, x: str, measure: str, resamples: int = BAND
     0), the last one stands for it; between its evaluations a seed has the value of the latest.
     """
     wide = online.on_grid(online.by_step(own, x, measure) for _, own in rows.groupby("seed"))
-    points = [stats.bootstrap_interval([values], resamples=resamples) for values in wide.to_numpy()]
+    points = stats.bootstrap_bands(wide.to_numpy(), resamples=resamples)
     return pd.DataFrame(points, index=wide.index, columns=list(stats.Estimate._fields), dtype=float)
 
 
-def _curve(axes: Axes, rows: pd.DataFrame, x: str, measure: str, style: dict[str, Any], resamples: int) -> None:
-    if rows.empty:
-        return
-    points = curve_points(rows, x, measure, resamples)
+def all_curves(
+    results: Results, metric: str = "score", *, resamples: int = BAND_RESAMPLES
+) -> dict[str, dict[str, pd.DataFrame]]:
+    """The `curve_points` of each method on each dataset; `attrs["x"]` names the axis that the dataset's curves have."""
+    measure = tables.measures(results, metric)
+    rows = results.evaluations
+    rows = rows[(rows["status"] == "finished") & (rows["variant"] == "")]
+    found: dict[str, dict[str, pd.DataFrame]] = {dataset: {} for dataset in results.datasets}
+    online_sets = set(rows.loc[rows["env_step"] > 0, "dataset"])
+    for (dataset, method), own in rows.groupby(["dataset", "method"], sort=False):
+        x = "env_step" if dataset in online_sets else "update"
+        points = curve_points(own, x, measure[dataset], resamples)
+        points.attrs["x"] = x
+        found[dataset][method] = points
+    return found
+
+
+def _curve(axes: Axes, points: pd.DataFrame, x: str, style: dict[str, Any]) -> None:
     if points.empty:  # no step that all seeds reached: seeds of different budgets
         return
     if x == "env_step" and not points.index.any():
@@ -205,7 +304,8 @@ def _caption(figure: Figure, text: str) -> None:
     figure.supxlabel(textwrap.fill(text, int(15 * figure.get_figwidth())), fontsize=9, color=FAINT)
 
 
-def _measure_label(measure: str) -> str:
+def label(measure: str) -> str:
+    """What an axis says of a measure."""
     return {"score": "normalised score", "success": "success rate"}.get(measure, "return")
 
 

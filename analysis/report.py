@@ -1,8 +1,8 @@
 """The report of one suite, or of single runs: `python -m hoard.analysis.report FOLDER`.
 
-FOLDER holds `cells.json`, or is a run's own, or has runs beneath it. Written into it: `table.md`, `table.csv`, two
-figures and `report.html`, one file that opens anywhere without a network; in a suite's folder also `episodes.parquet`,
-the joined rows, enough to rebuild everything. Building twice writes the same content.
+FOLDER holds `cells.json`, or is a run's own, or has runs beneath it. Written into it: `table.md`, `table.csv`,
+`table.tex`, figures and `report.html`, one file that opens anywhere without a network; in a suite's folder also
+`episodes.parquet`, the joined rows, enough to rebuild everything. Building twice writes the same content.
 
 Where neither the results nor the code have changed since, nothing is built again: `.report.json` remembers what the
 report was made of. This module imports nothing heavy, so that such a report is there at once.
@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
 STAMP = ".report.json"
 _HERE = Path(__file__).resolve().parent
-_LIBRARIES = ("numpy", "pandas", "pyarrow", "scipy", "matplotlib", "jinja2")  # which could draw or count differently
+_LIBRARIES = (
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "matplotlib",
+    "seaborn",
+    "jinja2",
+)  # which could draw or count differently
 _SOURCES = ("*.py", "*.j2", "*.toml", "*.csv", "*.js", "*.css")
 _CELLS = "cells.json"
 _RUN_FILES = CONFIG, STATUS, PROVENANCE, ALGORITHM
@@ -57,6 +65,10 @@ class Report:
         return self.folder / "table.csv"
 
     @property
+    def latex(self) -> Path:
+        return self.folder / "table.tex"
+
+    @property
     def curves(self) -> Path:
         return self.folder / "figures" / "curves.png"
 
@@ -70,7 +82,7 @@ class Report:
 
     @property
     def files(self) -> list[Path]:
-        return [self.markdown, self.csv, self.curves, self.comparison, self.html]
+        return [self.markdown, self.csv, self.latex, self.curves, self.comparison, self.html]
 
 
 def build(

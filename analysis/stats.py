@@ -92,6 +92,34 @@ def bootstrap_interval(
     return Estimate(point, float(low), float(high))
 
 
+def bootstrap_bands(
+    values: np.ndarray, *, level: float = LEVEL, resamples: int = MIN_RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """IQM over the last axis with its percentile-bootstrap interval, for many points at once.
+
+    `values`: shape (points, seeds). Returns shape (points, 3): point, low, high, as `bootstrap_interval` of each row,
+    all with the same resamples of seeds. A resample says how often each seed counts, so its IQM is a weighted sum of
+    the ordered seeds, and all of them together are one matrix product. Raises ValueError on too few resamples.
+    """
+    if resamples < MIN_RESAMPLES:
+        raise ValueError(f"{resamples} bootstrap resamples are too few for an interval; use {MIN_RESAMPLES} or more")
+    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=-1)
+    points, seeds = ordered.shape
+    out = np.full((points, 3), np.nan)
+    if points == 0 or seeds == 0:
+        return out
+    out[:, 0] = iqm(ordered)
+    if seeds < 2:
+        return out
+    counts = np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    edges = np.concatenate([np.zeros((resamples, 1)), np.cumsum(counts, axis=1) / seeds], axis=1)
+    weights = 2 * np.diff(np.clip(edges, 0.25, 0.75), axis=1)
+    draws = ordered @ weights.T
+    out[:, 1:] = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=1).T
+    out[np.ptp(ordered, axis=1) == 0, 1:] = np.nan
+    return out
+
+
 def mean_interval(strata: Sequence[np.ndarray], *, level: float = LEVEL) -> Estimate:
     """Mean over strata of the stratum means with its Student-t interval (Welch-Satterthwaite degrees of freedom).
 

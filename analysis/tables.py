@@ -61,6 +61,13 @@ class Table:
         rule = [":--" if word else "--:" for _, word in self.columns]
         return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])
 
+    def latex(self, caption: str, label: str) -> str:
+        """A booktabs table; needs the packages booktabs and inputenc (or a Unicode engine)."""
+        frame = pd.DataFrame(self._grid()[1:], columns=self.display.columns)
+        frame.columns = frame.columns.map(_latex)
+        columns = "".join("l" if word else "r" for _, word in self.columns)
+        return frame.map(_latex).to_latex(index=False, caption=_latex(caption), label=label, column_format=columns)
+
     def csv(self) -> str:
         return self.frame.to_csv(index=False)
 
@@ -460,6 +467,11 @@ def setting_text(overrides: dict[str, Any] | None) -> str:
 
 def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    return "".join(special.get(one, f"\\{one}" if one in "&%$#_{}" else one) for one in text)
 
 
 def _escape(text: str) -> str:

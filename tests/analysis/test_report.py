@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from hoard.analysis import report, results, tables
+from hoard.analysis import interactive, report, results, tables
 from hoard.records.errors import BadInput
 
 
@@ -25,7 +25,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.links += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
         self.scripts += tag == "script"
-        if tag not in ("meta", "img", "link", "br"):
+        if tag not in ("meta", "img", "link", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -41,10 +41,52 @@ def test_report_is_one_file_that_needs_no_network(quick):
     reader = Reader()
     reader.feed(html)
     assert not reader.open
-    assert not reader.scripts
-    assert len(reader.links) == 2
-    assert all(link.startswith("data:image/png;base64,") for link in reader.links)
-    assert not re.search(r"https?:|@import|url\(", re.sub(r'src="data:[^"]*"', "", html))
+    assert reader.scripts == 3  # the curves' numbers, the library that draws them, the page's own
+    pictures = [link for link in reader.links if not link.startswith("#")]
+    assert len(pictures) == 4
+    assert all(link.startswith("data:image/png;base64,") for link in pictures)
+    own = re.sub(r'src="data:[^"]*"|/\*! https://github.com/leeoniya/uPlot [^*]*\*/', "", html)
+    assert not re.search(r"https?:|@import|url\(", own)
+    assert "default-src 'none'" in html
+
+
+def test_links_inside_lead_somewhere(quick):
+    html = report.build(quick.folder).html.read_text()
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', html)) <= set(ids)
+
+
+def test_from_a_number_down_to_its_run(quick):
+    html = report.build(quick.folder).html.read_text()
+    assert "runs/iql/hoard-acrobot-expert-v0/2-0123456789ab" in html
+    command = "hoard train iql --dataset hoard/acrobot/expert-v0 --seed 2 --expectile 0.9 --updates 10000"
+    assert f"<code>{command}</code>" in html
+    assert "failed: RuntimeError: &lt;b&gt;loss" in html
+
+
+def test_options_of_a_command():
+    cell = {"algo": "iql", "dataset": "d", "seed": 3, "overrides": {"hidden": [64, 64], "layer_norm": True, "lr": 1e-3}}
+    assert (
+        interactive.command(cell) == "hoard train iql --dataset d --seed 3 --hidden 64 64 --layer-norm true --lr 0.001"
+    )
+
+
+def test_verdicts_stand_on_top(quick):
+    paths = report.build(quick.folder)
+    html = " ".join(paths.html.read_text().split())
+    assert html.index("Who wins where") < html.index("Last scores")
+    assert "hoard/pendulum/mixed-v0</strong>: iql has the highest mean" in html
+    assert "Who wins where" in paths.text
+    assert "| dataset | best | compared with | ahead by [95 %] | verdict on the best |" in paths.markdown.read_text()
+
+
+def test_latex(quick):
+    text = report.build(quick.folder).latex.read_text()
+    assert r"\toprule" in text
+    assert r"$\pm$" in text
+    assert r"[95 \% bootstrap]" in text
+    assert text.count(r"\\") == 1 + 12
 
 
 def test_report_tells_all(quick):
@@ -72,8 +114,8 @@ def test_written_files(quick):
     paths = report.build(quick.folder)
     names = {str(path.relative_to(quick.folder)) for path in quick.folder.rglob("*") if path.is_file()}
     assert names == {
-        "cells.json", ".report.json", "episodes.parquet", "table.md", "table.csv", "report.html",
-        "figures/curves.png", "figures/comparison.png",
+        "cells.json", ".report.json", "episodes.parquet", "table.md", "table.csv", "table.tex", "report.html",
+        "figures/curves.png", "figures/comparison.png", "figures/improvement.png", "figures/profiles.png",
     }  # fmt: skip
     assert len(pd.read_csv(paths.csv)) == 12
     assert paths.markdown.read_text().startswith("## Last scores\n\n| dataset | method |")
@@ -118,7 +160,7 @@ def test_unknown_provenance_is_no_obstacle(quick):
     content = json.loads((quick.folder / "cells.json").read_text())
     del content["provenance"], content["command"]
     (quick.folder / "cells.json").write_text(json.dumps(content))
-    assert "revision" not in report.build(quick.folder).html.read_text()
+    assert "<dt>revision" not in report.build(quick.folder).html.read_text()
 
 
 class TestUpToDate:
@@ -238,8 +280,11 @@ def test_for_readers_who_do_not_see_the_page(quick):
     heads = re.findall(r"<th\b[^>]*>", html)
     assert heads
     assert all('scope="col"' in head for head in heads)
-    assert html.count("<table>") == html.count("<caption>") == html.count('class="scroll" tabindex="0" role="region"')
-    comparison, curves = re.findall(r'<img alt="([^"]*)"', html)
+    assert html.count("<table ") == html.count("<caption>") == html.count('class="scroll" tabindex="0" role="region"')
+    comparison, curves, improvement, profiles = re.findall(r'<img alt="([^"]*)"', html)
+    assert "The highest is" in improvement
+    assert "Above 50: bc" in profiles
+    assert html.count('class="chart"') == html.count('role="img" aria-label="Learning curves on ') == 3
     assert "On hoard/pendulum/mixed-v0 iql has the highest mean" in comparison
     assert re.search(
         r"hoard/pendulum/mixed-v0, over 10,000 gradient updates, first to last evaluation: bc [\d.-]+ to", curves

@@ -65,6 +65,21 @@ def test_bootstrap_agrees_with_scipy():
     assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.05)
 
 
+def test_bands_are_bootstraps_of_each_point():
+    values = np.random.default_rng(4).normal([[0.0], [10.0], [3.0]], [[1.0], [5.0], [0.0]], (3, 6))
+    bands = stats.bootstrap_bands(values, resamples=20_000)
+    for row, band in zip(values[:2], bands):
+        one = stats.bootstrap_interval([row], resamples=20_000)
+        assert band[0] == pytest.approx(one.point)
+        assert band[1:] == pytest.approx(one[1:], abs=0.04 * np.ptp(row))
+    assert bands[2] == pytest.approx([3, np.nan, np.nan], nan_ok=True)  # equal seeds
+    assert np.isnan(stats.bootstrap_bands(values[:, :1])[:, 1:]).all()
+    assert np.isnan(stats.bootstrap_bands(np.array([[1.0, np.nan]]))).all()
+    assert stats.bootstrap_bands(np.empty((0, 3))).shape == (0, 3)
+    with pytest.raises(ValueError, match="too few"):
+        stats.bootstrap_bands(values, resamples=10)
+
+
 def test_bootstrap_resamples_within_datasets():
     """Two datasets without any spread have an exact aggregate; one pool of all seeds would not."""
     easy, hard = np.full(5, 90.0), np.full(5, 10.0)
