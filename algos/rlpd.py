@@ -47,7 +47,7 @@ class Config:
     lr: float = 3e-4  # Adam's step size
     hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers of every network
     # --- data ---
-    offline_ratio: float = 0.5  # share of the dataset in every batch
+    offline_ratio: float | None = 0.5  # share of the dataset in online batches; none draws from everything alike
     offline_terminals: bool = True  # false bootstraps through the dataset's terminations
     reward_scale: float = 1.0  # rewards trained on are reward_scale * (r + reward_shift), in data and replay alike
     reward_shift: float = 0.0  # see reward_scale
@@ -73,7 +73,19 @@ class Config:
             raise ValueError(f"target_min {self.target_min}: must lie between 1 and critics = {self.critics}")
 
 
-PRESETS: dict[str, dict[str, Any]] = {"rlpd": {}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "rlpd": {},
+    # SAC from demonstrations: SAC whose replay begins with the dataset and is drawn from alike.
+    "sacfd": {
+        "offline_ratio": None,
+        "critics": 2,
+        "target_min": 2,
+        "actor_q": "min",
+        "layer_norm": False,
+        "updates_per_step": 1,
+        "target_entropy": -1.0,
+    },
+}
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 
@@ -239,7 +251,7 @@ def train(cfg: Config, run: Run) -> None:
         gradient_step(optimizers["alpha"], loss)
         return metrics | of_alpha
 
-    def update(offline_ratio: float) -> dict[str, Tensor]:
+    def update(offline_ratio: float | None) -> dict[str, Tensor]:
         """`updates_per_step` critic steps, each on a fresh batch, then one actor step on the last."""
         for _ in range(cfg.updates_per_step):
             batch = buffer.sample(cfg.batch_size, generator, offline_ratio)

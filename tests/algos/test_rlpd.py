@@ -76,6 +76,23 @@ def test_batches_hold_exactly_the_share(monkeypatch, ratio):
     assert shares == [ratio] * 8 * 5
 
 
+def test_sacfd_draws_from_data_and_own_steps_alike(monkeypatch):
+    asked, sample = [], rlpd.ReplayBuffer.sample
+
+    def spy(self, batch_size, generator, offline_ratio=None):
+        asked.append(offline_ratio)
+        return sample(self, batch_size, generator, offline_ratio)
+
+    monkeypatch.setattr(rlpd.ReplayBuffer, "sample", spy)
+    cfg = rlpd.Config(**rlpd.PRESETS["sacfd"] | {"updates": 3, "online_steps": 9, "start_steps": 4, "hidden": (4,)})
+    run = OnlineRun(flat_dataset(n=40), seed=0)
+    rlpd.train(cfg, run)
+    assert asked == [1.0] * 3 + [None] * 5
+    critic = run.objects["networks.critic"]
+    assert len(critic.weights[0]) == 2
+    assert not [name for name, _ in critic.named_parameters() if "scale" in name or "norm" in name]
+
+
 def test_random_start_then_the_policy():
     run = OnlineRun(flat_dataset(high=3.0), seed=0)
     cfg = rlpd.Config(online_steps=330, start_steps=320, hidden=(8,), batch_size=8, critics=2, updates_per_step=1)
