@@ -36,6 +36,7 @@ class Config:
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
     updates: int = 1_000_000  # gradient updates on the dataset
     online_steps: int = 0  # environment steps after them, one update each; *_every count steps there
+    guide: str = "none"  # or a finished run's folder, whose policy begins every episode; see docs/protocol.md
     log_every: int = 1000  # updates or steps per row of training metrics
     eval_every: int = 5000  # updates or steps between evaluations
     eval_episodes: int = 10  # episodes of each evaluation on the way

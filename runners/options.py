@@ -13,6 +13,7 @@ import tyro
 
 from hoard.records.errors import BadInput
 from hoard.records.suggest import nearest
+from hoard.runners import guide
 from hoard.runners.config import check, departures, resolved
 
 
@@ -82,6 +83,7 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
 def understood(cfg: Any, options: Options, planned: str | None = None) -> Parsed:
     """A Config with what follows from it. Raises BadInput for values that make no sense."""
     check(cfg)
+    guide.parse(getattr(cfg, "guide", "none"))
     config = resolved(cfg)
     return Parsed(cfg, config, departures(cfg, config), options, planned)
 

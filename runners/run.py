@@ -29,7 +29,7 @@ from hoard.records.errors import BadInput
 from hoard.records.files import clear_scratch, read_json, write_atomic, write_json
 from hoard.records.locks import lock_folder
 from hoard.records.schema import SCHEMA_VERSION
-from hoard.runners import checkpoint, provenance
+from hoard.runners import checkpoint, guide, provenance
 from hoard.runners.config import RunConfig, resolve_device
 from hoard.runners.evaluate import Evaluator, Policy, evaluation_generator, evaluation_seed
 from hoard.runners.policy import save_policy
@@ -172,7 +172,11 @@ class Run:
             raise RuntimeError("call run.training_env() before run.register(...): it has a state to restore")
         self._need_environment()
         if self._training_env is None:
-            self._training_env = TrainingEnv(self.task, self.cfg.seed, self.device, self._stepped, scale_actions)
+            plan = guide.parse(getattr(self.cfg, "guide", "none"))
+            leader = guide.Guide(plan, self.task, self.cfg.seed, str(self.device)) if plan else None
+            self._training_env = TrainingEnv(
+                self.task, self.cfg.seed, self.device, self._stepped, scale_actions, leader
+            )
         return self._training_env
 
     def training_batch(self, n: int) -> TrainingBatch | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from hoard.datasets.actions import ActionScaler
 from hoard.envs import Batch, make_batch, make_env
 from hoard.runners.evaluate import training_seed
+from hoard.runners.guide import Guide
 from hoard.runners.task import Task
 
 
@@ -31,7 +32,7 @@ class TrainingEnv:
 
     Actions are in [-1, 1], or in the environment's units with `scale_actions` false. Its whole state between two
     episodes is the number of the next one. `on_step` is called after each step with the return of the episode that it
-    ended, or None.
+    ended, or None. A `guide` acts in place of the given actions at the beginning of an episode.
     """
 
     def __init__(
@@ -41,12 +42,15 @@ class TrainingEnv:
         device: torch.device,
         on_step: Callable[[float | None], None],
         scale_actions: bool = True,
+        guide: Guide | None = None,
     ) -> None:
         assert task.env_spec is not None  # the run has looked
         self._env: Any = make_env(task.env_spec)
         self._scaler, self._scaled = ActionScaler(task.low, task.high, device), scale_actions
         self._unscaler = ActionScaler(task.low, task.high)
         self._run_seed, self._device, self._on_step = run_seed, device, on_step
+        self._guide, self._t = guide, 0
+        self._reward: float | None = None  # of the step before
         self._obs: np.ndarray | None = None
         self._return = 0.0
         self.action_dim = task.action_dim
@@ -64,7 +68,9 @@ class TrainingEnv:
     def _present(self) -> np.ndarray:
         if self._obs is None:
             self._obs = self._env.reset(seed=training_seed(self._run_seed, self.episode))[0]
-            self._return = 0.0
+            self._return, self._t, self._reward = 0.0, 0, None
+            if self._guide is not None:
+                self._guide.begin(self.episode)
         return self._obs
 
     def random_action(self, generator: torch.Generator) -> Tensor:
@@ -72,30 +78,38 @@ class TrainingEnv:
         return 2 * torch.rand(1, self.action_dim, generator=generator, device=self._device) - 1
 
     def step(self, action: Tensor) -> Step:
-        """Take an action, (1, action_dim) or (action_dim,). It is clipped to the action space and given back so.
+        """Take an action, (1, action_dim) or (action_dim,), or the guide's. It is clipped, and given back so.
 
         Raises FloatingPointError for an action that is not finite.
         """
         obs = self._present()
-        flat = (self._scaler.to_env(action) if self._scaled else action).detach().reshape(-1).cpu().numpy()
+        if self._guide is not None and self._t < self._guide.horizon:
+            flat = self._guide.action(obs, self._reward)
+        else:
+            flat = (self._scaler.to_env(action) if self._scaled else action).detach().reshape(-1).cpu().numpy()
         if not np.isfinite(flat).all():
             raise FloatingPointError(f"the policy returned a non-finite action in training episode {self.episode}")
         clipped = np.clip(flat, self._env.action_space.low, self._env.action_space.high).astype(np.float32)
         next_obs, reward, terminated, truncated, _ = self._env.step(clipped)
         self._return += float(reward)
+        self._t, self._reward = self._t + 1, float(reward)
         ended = bool(terminated or truncated)
         self._obs = None if ended else next_obs
         self.episode += ended
+        if ended and self._guide is not None:
+            self._guide.ended(self._return)
         self._on_step(self._return if ended else None)
         executed = self._unscaler.to_unit(torch.from_numpy(clipped)).numpy() if self._scaled else clipped
         return Step(obs, executed, float(reward), next_obs, bool(terminated), bool(truncated))
 
-    def state_dict(self) -> dict[str, int]:
-        return {"episode": self.episode}
+    def state_dict(self) -> dict[str, Any]:
+        return {"episode": self.episode} | ({"guide": self._guide.state_dict()} if self._guide is not None else {})
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.episode = state["episode"]
         self._obs = None
+        if self._guide is not None:
+            self._guide.load_state_dict(state["guide"])
 
     def close(self) -> None:
         self._env.close()
