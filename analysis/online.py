@@ -74,6 +74,8 @@ def on_grid(curves: Iterable[pd.Series]) -> pd.DataFrame:
     curves = list(curves)
     if not curves or any(curve.empty for curve in curves):
         return pd.DataFrame(columns=range(len(curves)), dtype=float)
+    if all(curve.index.equals(curves[0].index) for curve in curves[1:]):
+        return pd.DataFrame({n: curve.to_numpy() for n, curve in enumerate(curves)}, index=curves[0].index)
     grid = np.unique(np.concatenate([curve.index.to_numpy() for curve in curves]))
     first = max(curve.index[0] for curve in curves)
     grid = grid[(grid >= first) & (grid <= reach(curves))]

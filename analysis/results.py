@@ -66,13 +66,19 @@ class Results:
     def archived(self) -> bool:
         return self.kind == "archive"
 
-    @property
+    @cached_property
     def methods(self) -> list[str]:
         return list(dict.fromkeys(self.cells["method"]))
 
-    @property
+    @cached_property
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(self.cells["dataset"]))
+
+    @cached_property
+    def measured(self) -> dict[str, set[str]]:
+        """The datasets on which an evaluation has a return, a score, a success."""
+        known = self.evaluations.groupby("dataset", sort=False)[list(VALUES)].count()
+        return {name: set(known.index[known[name] > 0]) for name in VALUES}
 
     @cached_property
     def episodes(self) -> pd.DataFrame:

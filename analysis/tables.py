@@ -144,8 +144,7 @@ def measures(results: Results, metric: str = "score") -> dict[str, str]:
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
     wanted = {"score": ["score"], "return": [], "success": ["success", "score"]}[metric]
-    defined = {name: set(results.evaluations.dropna(subset=[name])["dataset"]) for name in wanted}
-    return {d: next((name for name in wanted if d in defined[name]), "return") for d in results.datasets}
+    return {d: next((name for name in wanted if d in results.measured[name]), "return") for d in results.datasets}
 
 
 def seed_values(results: Results, variant: str = "") -> pd.DataFrame:
@@ -183,13 +182,14 @@ def score_table(
 ) -> Table:
     """Last scores: a row per dataset and method, then a row per method over all datasets where that is defined."""
     measure, values = measures(results, metric), seed_values(results)
-    planned = results.cells.groupby(["dataset", "method"])
+    planned = dict(iter(results.cells.groupby(["dataset", "method"], sort=False)))
+    found, nothing = dict(iter(values.groupby(["dataset", "method"], sort=False))), values.iloc[:0]
     rows = []
     for dataset in results.datasets:
         for method in results.methods:
-            if (dataset, method) in planned.groups:
-                own = values[(values["dataset"] == dataset) & (values["method"] == method)]
-                cells = planned.get_group((dataset, method))
+            if (dataset, method) in planned:
+                own = found.get((dataset, method), nothing)
+                cells = planned[dataset, method]
                 rows.append(
                     {"dataset": dataset, "method": method}
                     | _summary([own], measure[dataset], level, resamples)

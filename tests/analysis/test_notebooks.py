@@ -14,6 +14,7 @@ from nbclient.exceptions import CellExecutionError
 from hoard.analysis import notebooks
 from hoard.analysis.notebooks import execute
 
+NOTEBOOKS = sorted(Path(execute.__file__).parent.glob("*.ipynb"))
 NOTEBOOK = Path(execute.__file__).with_name("compare.ipynb")
 
 
@@ -53,11 +54,32 @@ def test_check_writes_nothing_and_tells_of_errors(source, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_committed_notebook_is_clean():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def test_the_notebooks_are_there():
+    assert {path.stem for path in NOTEBOOKS} == {
+        "compare", "learning_curves", "datasets", "tuning_budgets", "fork_and_compare", "hybrid",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebook_is_clean_and_keeps_its_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert not [output for output in outputs_of(notebook) if output.get("name") == "stderr" or "ename" in output]
     assert "execution" not in {key for cell in notebook.cells for key in cell.metadata}
+    assert all(cell["outputs"] for cell in notebook.cells if cell["cell_type"] == "code")
+    assert str(Path(execute.__file__).resolve().parents[2]) not in path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_executes_without_torch(path, tmp_path, monkeypatch):
+    monkeypatch.delenv("HOARD_RESULTS", raising=False)
+    copy = Path(shutil.copy(path, tmp_path / path.name))
+    notebook = nbformat.read(copy, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell("import sys\nassert 'torch' not in sys.modules"))
+    nbformat.write(notebook, copy)
+    execute.execute(copy)
 
 
 class TestCommand:
