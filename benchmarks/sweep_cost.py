@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -122,16 +123,17 @@ def start(cells: int, updates: int, folder: Path) -> int:
 
     env = environment() | {"OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parents[1]
-    bare = []
+    bare, before = [], _cpu()
     for cell in read(str(suite_file)).cells():
         clock = time.perf_counter()
         command = [sys.executable, str(root / "algos" / "bc.py"), *cell.args, "--results", str(folder / "bare")]
         subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
         bare.append(time.perf_counter() - clock)
+    bare_cpu = _cpu() - before
     print(f"{cells} bare scripts: {sum(bare):.1f} s, {statistics.median(bare):.2f} s each (median)", flush=True)
     for name, more in (("cold", ["--cold"]), ("warm", [])):
         results = folder / name
-        clock = time.time()
+        clock, before = time.time(), _cpu()
         command = [sys.executable, "-m", "hoard.cli", "bench", str(suite_file), "--results", str(results)]
         subprocess.run([*command, "--jobs", "1", *more], env=env, check=True, stdout=subprocess.DEVNULL)
         lines = (results / "start" / "journal.jsonl").read_text().splitlines()
@@ -147,10 +149,17 @@ def start(cells: int, updates: int, folder: Path) -> int:
         print(
             f"{name}: {last - first:.1f} s from first start to last end, {(last - first) / sum(bare):.3f} of the bare "
             f"scripts; beside its training a cell after the first takes {statistics.median(starts):.2f} s; "
-            f"planning and report {time.time() - clock - (last - first):.1f} s",
+            f"planning and report {time.time() - clock - (last - first):.1f} s; in all {_cpu() - before:.1f} s of CPU "
+            f"time against {bare_cpu:.1f} s",
             flush=True,
         )
     return 0
+
+
+def _cpu() -> float:
+    """CPU seconds of all processes that have ended so far beneath this one: on a busy machine wall time says little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _seconds(text: str) -> float:

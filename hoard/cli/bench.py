@@ -30,6 +30,7 @@ def add_parsers(commands: Any) -> None:
     )
     bench.add_argument("--time-limit", metavar="TIME", help="end a cell that takes longer in one start: 90s, 30m, 2.5h")
     bench.add_argument("--memory-limit", metavar="SIZE", help="end a cell that holds more resident memory: 800M, 4G")
+    bench.add_argument("--cold", action="store_true", help="start each cell as a fresh process that imports anew")
     bench.add_argument("--dry-run", action="store_true", help="as `hoard plan`: say what would be done, start nothing")
     bench.set_defaults(call=_bench)
     plan = commands.add_parser(
@@ -123,14 +124,22 @@ def _bench(args: argparse.Namespace) -> int:
 
     limits = _limits(args)
     suite, jobs = _asked_for(args)
-    launcher = None
+    launcher: Any = None
     if args.ray:
         from hoard.runners.sweep.ray import launch_ray
 
         launcher = launch_ray()
+    elif not args.cold:
+        from hoard.runners.sweep.warm import WarmLauncher
+
+        launcher = WarmLauncher()
     command = shlex.join(["hoard", *sys.argv[1:]])
     sweep = Sweep(suite, args.results, jobs, command, launcher, limits)
-    status = sweep.run()
+    try:
+        status = sweep.run()
+    finally:
+        if hasattr(launcher, "close"):
+            launcher.close()
     if any(job.status == "finished" for job in sweep.work):
         status = show(args.results / suite.name) or status
     return status

@@ -34,7 +34,8 @@ def environment() -> dict[str, str]:
     # glibc gives big blocks back to the kernel after every update unless told otherwise; the page faults cost about a
     # tenth of a small update.
     quiet = {"PYTHONUNBUFFERED": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-    return quiet | os.environ
+    # How many threads torch takes is an option of the cell; NumPy would take all cores in each of them.
+    return quiet | {"OPENBLAS_NUM_THREADS": "1"} | os.environ
 
 
 class LocalProcess:

@@ -77,6 +77,7 @@ class Sweep:
         self._todo: deque[Job] = deque()
         self._later: list[tuple[float, int, Job]] = []  # a heap by the time when each may start
         self._next_look = 0.0
+        self._noted = False
 
     # --- before the first run ---
 
@@ -226,6 +227,9 @@ class Sweep:
         job.attempts += 1
         job.over = job.kill_at = job.failure = job.error = None
         job.process = self.launch(self._command(job), job.log)
+        if (note := getattr(self.launch, "note", None)) and not self._noted:
+            self._noted = True
+            self.console.print(f"note: each cell starts as a fresh process, since {note}", style="yellow", markup=False)
         self._running.append(job)
         self._set(job, "running")
         known = local.identity(job.process.pid) if job.process.pid else None
