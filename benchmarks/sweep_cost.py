@@ -72,7 +72,7 @@ def books(counts: list[int], folder: Path) -> int:
 
     made = {"revisions": [provenance.code_revision()], "versions": provenance.library_versions(), "device": "none"}
 
-    def finish(command: list[str], _: Path) -> Finished:
+    def finish(command: list[str], *_: object) -> Finished:
         run = Path(*(command[command.index(name) + 1] for name in ("--results", "--planned")))
         run.mkdir(parents=True)
         told = {"status": "finished", "update": 10, "wall_time": 1.0, "error": None}

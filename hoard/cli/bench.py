@@ -30,6 +30,10 @@ def add_parsers(commands: Any) -> None:
     )
     bench.add_argument("--time-limit", metavar="TIME", help="end a cell that takes longer in one start: 90s, 30m, 2.5h")
     bench.add_argument("--memory-limit", metavar="SIZE", help="end a cell that holds more resident memory: 800M, 4G")
+    bench.add_argument(
+        "--gpus", metavar="LIST", help="deal these out to the cells: 0,1 or their UUIDs; one to each cell"
+    )
+    bench.add_argument("--per-gpu", type=int, metavar="N", help="cells at a time on each of them (default: 1)")
     bench.add_argument("--cold", action="store_true", help="start each cell as a fresh process that imports anew")
     bench.add_argument("--dry-run", action="store_true", help="as `hoard plan`: say what would be done, start nothing")
     bench.set_defaults(call=_bench)
@@ -122,7 +126,9 @@ def _bench(args: argparse.Namespace) -> int:
         raise BadInput("--json goes with --dry-run")
     from hoard.runners.sweep.schedule import Sweep
 
-    limits = _limits(args)
+    limits, gpus = _limits(args), _places(args)
+    if gpus and args.jobs is None:
+        args.jobs = len(gpus)
     suite, jobs = _asked_for(args)
     launcher: Any = None
     if args.ray:
@@ -134,7 +140,7 @@ def _bench(args: argparse.Namespace) -> int:
 
         launcher = WarmLauncher()
     command = shlex.join(["hoard", *sys.argv[1:]])
-    sweep = Sweep(suite, args.results, jobs, command, launcher, limits)
+    sweep = Sweep(suite, args.results, jobs, command, launcher, limits, gpus)
     try:
         status = sweep.run()
     finally:
@@ -155,6 +161,25 @@ def _limits(args: argparse.Namespace) -> Any:
     seconds = parse_duration("--time-limit", args.time_limit) if args.time_limit else None
     memory = parse_size("--memory-limit", args.memory_limit) if args.memory_limit else None
     return Limits(args.retries, seconds, memory)
+
+
+def _places(args: argparse.Namespace) -> list[str]:
+    """A name of an accelerator for each cell that may run at a time."""
+    if args.gpus is None:
+        if args.per_gpu is not None:
+            raise BadInput("--per-gpu needs --gpus")
+        return []
+    names = [name.strip() for name in args.gpus.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise BadInput(f"--gpus {args.gpus}: write different ones, as 0,1 or GPU-8a56a4bc")
+    if args.ray:
+        raise BadInput("--gpus is for this machine; Ray deals out those of its own")
+    each = 1 if args.per_gpu is None else args.per_gpu
+    if each < 1:
+        raise BadInput(f"--per-gpu {each}: must be at least 1")
+    if args.jobs is not None and args.jobs > each * len(names):
+        raise BadInput(f"--jobs {args.jobs}: {len(names)} accelerators with {each} cells on each are fewer places")
+    return names * each
 
 
 def overrides(pairs: list[str]) -> dict[str, Any]:

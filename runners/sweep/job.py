@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ class Process(Protocol):
     def kill(self) -> None: ...
 
 
-Launcher = Callable[[list[str], Path], Process]
+Launcher = Callable[[list[str], Path, Mapping[str, str]], Process]  # command, log, further environment
 
 
 @dataclass
@@ -45,6 +45,7 @@ class Job:
     error: str | None = None
     process: Process | None = None
     identity: dict[str, Any] | None = None  # of the process, for a later sweep to find it
+    gpu: str | None = None  # the one it may see, where the sweep deals them out
     attempts: int = 0  # starts in this sweep
     started: float = 0.0  # time.time() of its launch
     oom_kills: int | None = None  # the kernel's count then

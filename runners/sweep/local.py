@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ def environment() -> dict[str, str]:
 class LocalProcess:
     """A cell as a process, its output appended to `log`."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, more: Mapping[str, str] | None = None) -> None:
+        env = environment() | dict(more or {})
         with open(log, "ab") as file:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment()
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env
             )
         self.pid: int | None = self._process.pid
 

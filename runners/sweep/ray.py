@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from hoard.records.errors import STOPPED, BadInput
@@ -34,7 +35,7 @@ def launch_ray() -> Launcher:
     class Task:
         pid: int | None = None  # it is another machine's
 
-        def __init__(self, command: list[str], log: Path) -> None:
+        def __init__(self, command: list[str], log: Path, _: Mapping[str, str]) -> None:
             self._reference = cell.remote(command, str(log.resolve()), str(Path.cwd()))
 
         def poll(self) -> int | None:

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Sweep:
         command: str,
         launcher: Launcher | None = None,
         limits: Limits | None = None,
+        gpus: Sequence[str] = (),
     ) -> None:
         if jobs < 1:
             raise BadInput(f"--jobs {jobs}: must be at least 1")
@@ -63,6 +64,7 @@ class Sweep:
         self.folder = results / suite.name
         self.launch = launcher or LocalProcess
         self.limits = limits or Limits()
+        self._gpus: Counter[str | None] = Counter(gpus)  # free places on each
         self.console = Console()
         self.work = prepare.jobs_of(suite, self.folder)
         writable(self.folder)
@@ -182,6 +184,9 @@ class Sweep:
             job.process, job.identity = process, entry["process"]
             job.started, job.attempts = entry["process"]["started"], 1
             job.log_start = entry["process"]["log_start"]
+            job.gpu = entry["process"].get("gpu")
+            if job.gpu in self._gpus:
+                self._gpus[job.gpu] -= 1
             self._set(job, "running")
             self._todo.remove(job)
             self._running.append(job)
@@ -226,15 +231,25 @@ class Sweep:
         job.started, job.oom_kills = time.time(), oom_kills()
         job.attempts += 1
         job.over = job.kill_at = job.failure = job.error = None
-        job.process = self.launch(self._command(job), job.log)
+        job.gpu = self._take_gpu()
+        more = {} if job.gpu is None else {"CUDA_VISIBLE_DEVICES": job.gpu}
+        job.process = self.launch(self._command(job), job.log, more)
         if (note := getattr(self.launch, "note", None)) and not self._noted:
             self._noted = True
             self.console.print(f"note: each cell starts as a fresh process, since {note}", style="yellow", markup=False)
         self._running.append(job)
         self._set(job, "running")
         known = local.identity(job.process.pid) if job.process.pid else None
-        job.identity = known and known | {"started": job.started, "log_start": job.log_start}
+        job.identity = known and known | {"started": job.started, "log_start": job.log_start, "gpu": job.gpu}
         self.record.change("started", job, self.work)
+
+    def _take_gpu(self) -> str | None:
+        """The accelerator with the most free places; None where the sweep deals out none."""
+        if not self._gpus:
+            return None
+        gpu = max(self._gpus, key=lambda name: self._gpus[name])
+        self._gpus[gpu] -= 1
+        return gpu
 
     def _collect(self) -> bool:
         """Settle the cells that have ended; whether there were any."""
@@ -245,6 +260,8 @@ class Sweep:
                 continue
             ended = True
             self._running.remove(job)
+            if job.gpu in self._gpus:
+                self._gpus[job.gpu] += 1
             if code == BUSY:  # another suite was quicker: come back later
                 self._set(job, "pending")
                 job.attempts -= 1

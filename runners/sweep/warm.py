@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,13 @@ class WarmLauncher:
         self._unread = b""
         self._codes: dict[int, int] = {}
 
-    def __call__(self, command: list[str], log: Path) -> Process:
+    def __call__(self, command: list[str], log: Path, more: Mapping[str, str] | None = None) -> Process:
         for _ in range(2):  # the second time with a new template, if the first was killed
             if self.note is not None or not self._ready():
                 break
             ignored = [int(n) for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
             request: dict[str, Any] = {"argv": command[1:], "log": str(log.resolve()), "ignored": ignored}
-            request |= {"cwd": os.getcwd(), "env": local.environment()}
+            request |= {"cwd": os.getcwd(), "env": local.environment() | dict(more or {})}
             assert self._template
             assert self._template.stdin
             with contextlib.suppress(BrokenPipeError):
@@ -76,7 +77,7 @@ class WarmLauncher:
             if started := self._answer("started"):
                 self._codes.pop(started["started"], None)  # of an earlier process with this number
                 return WarmProcess(self, self._template, started["started"])
-        return LocalProcess(command, log)
+        return LocalProcess(command, log, more)
 
     def _ready(self) -> bool:
         if self._template is not None and self._template.poll() is None:

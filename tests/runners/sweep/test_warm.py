@@ -193,6 +193,7 @@ def test_cells_outlive_their_template_and_the_next_one_is_made(script):
     launcher = WarmLauncher()
     try:
         process, log = script(launcher, WAIT)
+        assert isinstance(process, warm.WarmProcess), launcher.note  # else its parent would be these tests
         until_here(log)
         template = psutil.Process(process.pid).parent()
         template.kill()
@@ -210,6 +211,7 @@ def test_cells_outlive_their_template_and_the_next_one_is_made(script):
 def test_cells_outlive_a_launcher_that_is_closed(script):
     launcher = WarmLauncher()
     process, log = script(launcher, WAIT)
+    assert isinstance(process, warm.WarmProcess), launcher.note
     until_here(log)
     launcher.close()
     assert psutil.pid_exists(process.pid)
