@@ -63,6 +63,7 @@ class WarmLauncher:
         self._codes: dict[int, int] = {}
 
     def __call__(self, command: list[str], log: Path, more: Mapping[str, str] | None = None) -> Process:
+        open(log, "ab").close()  # here, where a folder that went away or a full disk is told
         for _ in range(2):  # the second time with a new template, if the first was killed
             if self.note is not None or not self._ready():
                 break

@@ -219,6 +219,11 @@ def test_cells_outlive_a_launcher_that_is_closed(script):
     assert code_of(process) == local.UNKNOWN
 
 
+def test_a_log_that_cannot_be_written_is_told_to_the_sweep(launcher, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        launcher([sys.executable, "script.py"], tmp_path / "gone" / "cell.log")
+
+
 def test_where_no_template_can_be_had_cells_start_cold(script, monkeypatch, tmp_path, tiny, capsys):
     """With a note. NumPy's threads, asked for by the environment, would not survive a fork."""
     if not Path("/proc/self/task").is_dir():
