@@ -49,12 +49,15 @@ def add_parsers(commands: Any) -> None:
     tune.add_argument("--metric", default="score", help="score, return or success (default: score)")
     for name, default, what in (
         ("sampler", "TPESampler", "suggests options"),
-        ("pruner", "MedianPruner", "ends hopeless trials early; NopPruner never does"),
+        (
+            "pruner",
+            "MedianPruner, from the 9th trial and the 3rd evaluation on",
+            "ends hopeless trials; NopPruner never does",
+        ),
     ):
         tune.add_argument(
             f"--{name}",
             nargs="+",
-            default=[default],
             metavar=("NAME", "ARGUMENT=VALUE"),
             help=f"Optuna's {name}, which {what} (default: {default})",
         )
@@ -79,7 +82,7 @@ def _tune(args: argparse.Namespace) -> int:
             raise BadInput("hoard tune needs the extra: pip install 'hoard[tune]'")
     from hoard.runners.sweep.local import cores
     from hoard.runners.sweep.suite import parse_seeds
-    from hoard.runners.tune.tuner import Request, Tuner
+    from hoard.runners.tune.tuner import PRUNER, SAMPLER, Request, Tuner
 
     seeds, test_seeds = tuning_seeds(args.seeds), parse_seeds(args.test_seeds)
     if both := sorted(set(seeds) & set(test_seeds)):
@@ -88,7 +91,7 @@ def _tune(args: argparse.Namespace) -> int:
         )
     request = Request(
         args.algo, tuple(args.datasets), args.trials, seeds, overrides(args.set), tuple(args.only), args.metric,
-        args.sampler, args.pruner, args.sampler_seed, args.study, args.storage,
+        args.sampler or SAMPLER, args.pruner or PRUNER, args.sampler_seed, args.study, args.storage,
     )  # fmt: skip
     jobs = cores() if args.jobs is None else args.jobs
     tuner = Tuner(request, args.results, jobs)

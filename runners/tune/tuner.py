@@ -48,6 +48,10 @@ from hoard.runners.tune import study as studies
 from hoard.runners.tune.curve import Curve, steps
 from hoard.runners.tune.orphan import Orphan
 
+SAMPLER = ("TPESampler",)
+# Single evaluations are noisy: prune from the ninth trial on, and none at its first two steps.
+PRUNER = ("MedianPruner", "n_startup_trials=8", "n_warmup_steps=3")
+
 WORST = -math.inf  # of a trial with a run that diverged: below any other, and no sampler looks there again
 _FULL = 1 << 20  # bytes: a disk with less room is full
 _GRACE = 30.0  # seconds a run gets to write its checkpoint
@@ -70,8 +74,8 @@ class Request:
     options: dict[str, Any] = field(default_factory=dict)
     only: tuple[str, ...] = ()
     metric: str = "score"
-    sampler: Sequence[str] = ("TPESampler",)
-    pruner: Sequence[str] = ("MedianPruner",)
+    sampler: Sequence[str] = SAMPLER
+    pruner: Sequence[str] = PRUNER
     sampler_seed: int = 0
     study: str | None = None
     storage: str | None = None
