@@ -132,9 +132,10 @@ def _bench(args: argparse.Namespace) -> int:
     suite, jobs = _asked_for(args)
     launcher: Any = None
     if args.ray:
-        from hoard.runners.sweep.ray import launch_ray
+        from hoard.runners.sweep.ray import cluster_cpus, launch_ray
 
         launcher = launch_ray()
+        jobs = cluster_cpus() if args.jobs is None else jobs
     elif not args.cold:
         from hoard.runners.sweep.warm import WarmLauncher
 

@@ -1,4 +1,8 @@
-"""Cells as tasks of a Ray cluster whose nodes share this file system and this environment."""
+"""Cells as tasks of a Ray cluster whose nodes share this file system and this environment.
+
+A task asks for as many CPUs as its cell has threads. Ray itself retries nothing: the sweep does, from the checkpoint,
+and waits for the lock of a cell that outlived its worker.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,18 @@ from pathlib import Path
 from hoard.records.errors import STOPPED, BadInput
 from hoard.runners.sweep.job import Launcher
 from hoard.runners.sweep.local import UNKNOWN, environment
+
+
+def threads_of(command: list[str]) -> int:
+    """The value of a cell's option `threads`, which is 1 where it is not given."""
+    return int(command[command.index("--threads") + 1]) if "--threads" in command else 1
+
+
+def cluster_cpus() -> int:
+    """CPUs of the whole cluster that `launch_ray` connected to."""
+    import ray
+
+    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
 
 def launch_ray() -> Launcher:
@@ -36,7 +52,8 @@ def launch_ray() -> Launcher:
         pid: int | None = None  # it is another machine's
 
         def __init__(self, command: list[str], log: Path, _: Mapping[str, str]) -> None:
-            self._reference = cell.remote(command, str(log.resolve()), str(Path.cwd()))
+            asked = cell.options(num_cpus=threads_of(command))
+            self._reference = asked.remote(command, str(log.resolve()), str(Path.cwd()))
 
         def poll(self) -> int | None:
             ready, _ = ray.wait([self._reference], timeout=0)
