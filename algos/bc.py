@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, cosine_lr, dropout, gaussian_noise, gradient_step, linear
+from hoard.runners.nn import ObsNormalizer, compiled, cosine_lr, dropout, gaussian_noise, gradient_step, linear
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 500_000  # gradient updates on the dataset
     log_every: int = 1000  # updates per row of training metrics
     eval_every: int = 5000  # updates between evaluations
@@ -146,6 +147,7 @@ def train(cfg: Config, run: Run) -> None:
         gradient_step(optimizer, loss)
         return metrics
 
+    update = compiled(update, [optimizer], cfg.compile)
     run.register(actor=actor, optimizer=optimizer)
     for number in run.loop(cfg.updates):
         if cfg.lr_schedule == "cosine":

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, clipped_gradient_step, dropout, frozen_copy, linear
+from hoard.runners.nn import ObsNormalizer, clipped_gradient_step, dropout, frozen_copy, linear, set_lr
 from hoard.runners.scans import SCANS
 
 
@@ -484,8 +484,7 @@ def train(cfg: Config, run: Run) -> None:
 
     run.register(actor=actor, optimizer=optimizer, **({"teacher": teacher} if cfg.self_evolution else {}))
     for number in run.loop(cfg.updates):
-        for group in optimizer.param_groups:
-            group["lr"] = cfg.lr * min(1.0, number / max(1, cfg.warmup))
+        set_lr(optimizer, cfg.lr * min(1.0, number / max(1, cfg.warmup)))
         beta = teacher_share(number, cfg)
         if beta and (number - 1) % cfg.teacher_every == 0:
             teacher.load_state_dict(actor.state_dict())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, clipped_gradient_step, dropout, linear
+from hoard.runners.nn import ObsNormalizer, clipped_gradient_step, dropout, linear, set_lr
 
 
 @dataclass
@@ -265,8 +265,7 @@ def train(cfg: Config, run: Run) -> None:
 
     run.register(actor=actor, optimizer=optimizer)
     for number in run.loop(cfg.updates):
-        for group in optimizer.param_groups:
-            group["lr"] = cfg.lr * min(1.0, number / max(1, cfg.warmup))
+        set_lr(optimizer, cfg.lr * min(1.0, number / max(1, cfg.warmup)))
         run.log(update(buffer.sample_sequences(cfg.batch_size, cfg.context, generator)))
         if run.evaluation_due:
             run.evaluate(actor)

@@ -22,7 +22,17 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import Run, main
-from hoard.runners.nn import ObsNormalizer, cosine_lr, dropout, frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import (
+    ObsNormalizer,
+    compiled,
+    cosine_lr,
+    dropout,
+    frozen_copy,
+    gradient_step,
+    linear,
+    polyak_update,
+    set_lr,
+)
 
 
 @dataclass
@@ -35,6 +45,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 1_000_000  # gradient updates on the dataset
     online_steps: int = 0  # environment steps after them, one update each; *_every count steps there
     guide: str = "none"  # or a finished run's folder, whose policy begins every episode; see docs/protocol.md
@@ -252,6 +263,7 @@ def train(cfg: Config, run: Run) -> None:
         gradient_step(optimizers["actor"], loss)
         return metrics | of_critic | of_actor
 
+    update = compiled(update, optimizers.values(), cfg.compile)
     env = run.training_env() if cfg.online_steps else None
     run.register(networks=networks, target=target, optimizers=optimizers, buffer=buffer)
     for number in run.loop(cfg.updates):
@@ -263,7 +275,7 @@ def train(cfg: Config, run: Run) -> None:
     if env is None:
         return
 
-    optimizers["actor"].param_groups[0]["lr"] = cfg.lr
+    set_lr(optimizers["actor"], cfg.lr)
     for _ in run.online(cfg.online_steps):
         buffer.add(*env.step(actor.explore(env.obs, generator)))
         run.log(update(buffer.sample(cfg.batch_size, generator, cfg.offline_ratio)))

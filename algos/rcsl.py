@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, cosine_lr, dropout, gaussian_noise, gradient_step, linear
+from hoard.runners.nn import ObsNormalizer, compiled, cosine_lr, dropout, gaussian_noise, gradient_step, linear
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 500_000  # gradient updates on the dataset
     log_every: int = 1000  # updates per row of training metrics
     eval_every: int = 5000  # updates between evaluations
@@ -200,6 +201,7 @@ def train(cfg: Config, run: Run) -> None:
             target = torch.tensor(target_of(dataset, labels, cfg, fraction, run.episode_limit), device=device)
             run.evaluate(partial(actor.act_towards, target), variant=f"target={fraction:g}")
 
+    update = compiled(update, [optimizer], cfg.compile)
     run.register(actor=actor, optimizer=optimizer)
     for number in run.loop(cfg.updates):
         if cfg.lr_schedule == "cosine":

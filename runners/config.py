@@ -37,6 +37,7 @@ _NOT_NEGATIVE = ("seed", "updates", "online_steps", "start_steps", "weight_decay
 _POSITIVE = ("lr", "init_alpha", "clip_norm")
 _SHARES = ("discount", "target_tau", "offline_ratio", "gae_lambda")
 _BELOW_1 = ("dropout", "actor_dropout")
+_DRAWN = ("dropout", "actor_dropout", "input_noise")  # what these ask for is drawn in the update
 
 
 def check(cfg: Any) -> None:
@@ -66,6 +67,11 @@ def check(cfg: Any) -> None:
             refuse(name, "at least 0 and below 1")
         if (name == "hidden" or name.endswith("_hidden")) and min(value, default=1) < 1:
             refuse(name, "widths of at least 1")
+    if getattr(cfg, "compile", False):
+        for name in given & set(_DRAWN):
+            if getattr(cfg, name):
+                refuse(name, "0 with compile, which cannot trace draws from a generator of the run's own")
+        check_compiler(cfg.device)
     plugins.parse(getattr(cfg, "data", "all"))
     if cfg.updates == 0 and not getattr(cfg, "online_steps", 0):
         refuse("updates", "at least 1" + (" where online_steps is 0" if "online_steps" in fields else ""))
@@ -74,6 +80,24 @@ def check(cfg: Any) -> None:
             cfg.check()
         except ValueError as error:
             raise BadInput(str(error)) from error
+
+
+def check_compiler(device: str) -> None:
+    """Raise BadInput if torch.compile cannot work here: it needs PyTorch 2.11 and, on CPU, a C++ compiler."""
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        raise BadInput(
+            f"compile: torch {torch.__version__} cannot trace backward passes; upgrade it, or use compile false"
+        )
+    if resolve_device(device) != "cpu":
+        return
+    from torch._inductor import cpp_builder, exc  # slow to import, and seldom needed
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise BadInput(
+            "compile: no C++ compiler found; install g++ or clang++, or set CXX, or use compile false"
+        ) from error
 
 
 def resolve_device(name: str) -> str:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def linear(
@@ -81,12 +85,21 @@ def gaussian_noise(x: Tensor, std: float, generator: torch.Generator | None) -> 
 
 def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """Step the optimiser's parameters down their gradients of `loss`; no other parameter gets a gradient."""
+    if torch.compiler.is_compiling():
+        _traced_step(optimizer, _traced_gradients(optimizer, loss))
+        return
     _gradients(optimizer, loss)
     optimizer_step(optimizer)
 
 
 def clipped_gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> Tensor:
     """The same with the gradient's global norm clipped; returns the norm before that."""
+    if torch.compiler.is_compiling():
+        gradients = _traced_gradients(optimizer, loss)
+        norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+        share = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        _traced_step(optimizer, [g if g is None else g * share for g in gradients])
+        return norm
     norm = nn.utils.clip_grad_norm_(_gradients(optimizer, loss), clip_norm, foreach=True)
     optimizer_step(optimizer)
     return norm
@@ -141,10 +154,90 @@ def _is_plain_fused_adam(optimizer: torch.optim.Optimizer, group: dict[str, Any]
     return all(parameter in optimizer.state for parameter in group["params"] if parameter.grad is not None)
 
 
+# --- the same under torch.compile ---
+
+
+def compiled(update: Callable[P, R], optimizers: Iterable[torch.optim.Optimizer], on: bool) -> Callable[P, R]:
+    """`update` as one graph of torch.compile, with its backward passes and the steps of `optimizers`; if not `on`, as
+    it is.
+
+    Nothing random may be drawn in it: explicit generators cannot be traced. The optimisers must be Adam or AdamW. Their
+    states are made before the first call, their step sizes become tensors, which `set_lr` fills. Raises RuntimeError,
+    naming the compiler's cache, if the compiler fails.
+    """
+    if not on:
+        return update
+    torch._dynamo.config.trace_autograd_ops = True
+    whole = torch.compile(update, fullgraph=True)
+    waiting = list(optimizers)
+
+    def step(*args: P.args, **kwargs: P.kwargs) -> R:
+        while waiting:  # not before: a resumed run has its states by now
+            _make_traceable(waiting.pop())
+        try:
+            return whole(*args, **kwargs)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            folder = torch._inductor.runtime.cache_dir_utils.cache_dir()
+            raise RuntimeError(
+                f"compile: the compiler failed, perhaps on a file left half-written by a killed process in {folder}; "
+                f"delete that folder, or use compile false: {error}"
+            ) from error
+
+    return step
+
+
+def _make_traceable(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float64, device=device).clone()
+        for parameter in group["params"]:
+            if parameter not in optimizer.state:
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def _traced_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> list[Tensor | None]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+
+@torch.no_grad()
+def _traced_step(optimizer: torch.optim.Optimizer, gradients: list[Tensor | None]) -> None:
+    """Adam and AdamW in operations that the compiler fuses."""
+    rest = iter(gradients)
+    for group in optimizer.param_groups:
+        lr, decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
+        for parameter in group["params"]:
+            gradient = next(rest)
+            if gradient is None:
+                continue
+            if decay and group["decoupled_weight_decay"]:
+                parameter.mul_(1 - lr * decay)
+            elif decay:
+                gradient = gradient + decay * parameter
+            state = optimizer.state[parameter]
+            number = state["step"].add_(1).double()  # 1 - 0.999^1 has four digits in single precision
+            mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
+            square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            size = square.sqrt() / (1 - beta2**number).sqrt() + group["eps"]
+            parameter.sub_(lr / (1 - beta1**number) * mean / size)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the step size of all parameters."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)  # the compiled step looks at this tensor
+        else:
+            group["lr"] = lr
+
+
 def cosine_lr(optimizer: torch.optim.Optimizer, lr: float, update: int, updates: int) -> None:
     """Set the step size of update 1..updates: from `lr` down to 0 along half a cosine."""
-    for group in optimizer.param_groups:
-        group["lr"] = 0.5 * lr * (1 + math.cos(math.pi * (update - 1) / updates))
+    set_lr(optimizer, 0.5 * lr * (1 + math.cos(math.pi * (update - 1) / updates)))
 
 
 @torch.no_grad()
