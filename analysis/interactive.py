@@ -15,7 +15,6 @@ from hoard.analysis.results import Results
 
 POINTS = 200  # of a curve: more than a screen can show apart
 DASHES: dict[str, list[int]] = {"-": [], "--": [8, 4], ":": [2, 4], "-.": [8, 4, 2, 4]}
-AXES = {"env_step": "environment steps", "update": "gradient updates"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _drawn(
     if not lines:
         return None
     name = {"score": "normalised score", "success": "success rate"}.get(measure, "return")
-    return {"axis": AXES[x], "measure": name, "methods": lines}
+    return {"axis": plots.AXES[x], "measure": name, "methods": lines}
 
 
 def _plain(value: float) -> float | None:

@@ -63,6 +63,8 @@ def write(folder: Path, metric: str | None, everything: bool) -> str:
             _says_curves(loaded, metric),
         ),
     } | _suite_figures(loaded, metric, values)
+    if (asked := plots.targets(loaded)) is not None:
+        figures["targets"] = Figure("Asked and achieved", plots.png(asked), _says_targets(loaded))
     if whole.kind == "suite":  # an archive is the source itself, and a run's folder has its own episodes
         results.write_table(whole.table, folder)
     settings = Section("Settings", tables.settings_table(loaded))
@@ -253,3 +255,16 @@ def _says_curves(loaded: Results, metric: str) -> str:
         ]
         parts.append(f"{dataset}, over {own[x].max():,} {axis}, first to last evaluation: {', '.join(words)}.")
     return " ".join(["Line plot of learning curves, a panel per dataset, a line per method.", *parts])
+
+
+def _says_targets(loaded: Results) -> str:
+    """The targets in words: what each method achieved for the lowest and the highest."""
+    rows, measure = plots.target_rows(loaded), tables.measures(loaded)
+    parts = []
+    for (dataset, method), own in rows.groupby(["dataset", "method"], sort=False):
+        means = own.groupby("asked")[measure[str(dataset)]].mean()
+        parts.append(
+            f"{method} on {dataset}: {means.iloc[0]:.3g} when asked for {means.index[0]:g}, {means.iloc[-1]:.3g} for "
+            f"{means.index[-1]:g}."
+        )
+    return " ".join(["Achieved over asked return, a panel per dataset, a line per method.", *parts])

@@ -33,6 +33,7 @@ WIDTH = 10.0  # inches; text stays readable when a README scales the image to it
 BAND_RESAMPLES = stats.MIN_RESAMPLES  # a curve has hundreds of points, each of which is an interval
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "*", "h", "p", "d", "8", "H")
+TARGET = r"target=-?\d+(\.\d+)?"  # variants of a return-conditioned policy
 MARKED = 8  # markers along a curve
 # seaborn's "colorblind" palette, with violet and dark red for its yellow and light pink, which are too light for lines.
 PALETTE = (
@@ -45,6 +46,7 @@ COLORS = {
     "moorl": 8, "drbc": 9, "drbc_tabular": 9, "hnpg": 4, "trpo": 5, "ucbvi": 7, "td3_bc": 6, "cql": 9, "cal_ql": 2,
     "awac": 3, "edac": 4, "fql": 5, "rebrac": 8, "prdc": 7,
 }  # fmt: skip
+AXES = {"env_step": "environment steps", "update": "gradient updates", "time": "seconds of the run"}
 INK, FAINT = "#222222", "#8a8a8a"
 
 
@@ -54,21 +56,30 @@ def curves(
     *,
     resamples: int = BAND_RESAMPLES,
     computed: dict[str, dict[str, pd.DataFrame]] | None = None,
+    over: str = "steps",
 ) -> Figure:
-    """Learning curves: one panel per dataset, IQM over seeds with its bootstrap band; `computed` by `all_curves`."""
+    """Learning curves: one panel per dataset, IQM over seeds with its bootstrap band; `computed` by `all_curves`.
+
+    `over` "steps" takes environment steps where any were taken, else gradient updates; "time" the seconds of a run, as
+    if a method's evaluations came at an even pace. Raises ValueError on anything else.
+    """
+    if over not in ("steps", "time"):
+        raise ValueError(f"curves over {over!r}: choose steps or time")
     measure, styles = tables.measures(results, metric), method_styles(results)
     computed = all_curves(results, metric, resamples=resamples) if computed is None else computed
+    if over == "time":
+        computed = _over_time(results, computed)
     with style():
         figure, panels = _grid(len(results.datasets), height=2.9)
         for axes, dataset in zip(panels, results.datasets):
             own = computed[dataset]
-            x = "env_step" if any(points.attrs["x"] == "env_step" for points in own.values()) else "update"
+            x = next((points.attrs["x"] for points in own.values()), "update")
             for method in results.methods:
                 if method in own:
                     _curve(axes, own[method], x, styles[method])
             _reference_lines(axes, measure[dataset], horizontal=True)
             axes.set_title(dataset)
-            axes.set_xlabel("environment steps" if x == "env_step" else "gradient updates")
+            axes.set_xlabel(AXES[x])
             axes.set_ylabel(label(measure[dataset]))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -192,13 +203,14 @@ def improvement(results: Results, matrix: pd.DataFrame) -> Figure:
             annot_kws={"fontsize": 9}, cbar_kws={"label": "P(row beats column)"},
         )  # fmt: skip
         axes.set(xlabel="", ylabel="")
+        axes.grid(visible=False)
         axes.tick_params(axis="x", rotation=40)
         axes.tick_params(axis="y", rotation=0)
         _caption(figure, f"mean over datasets, ties as half; *: {100 * stats.LEVEL:g} % interval without 0.5")
     return figure
 
 
-def budget(curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], y: str, x: str) -> Figure:
+def budget(curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], title: str, y: str, x: str) -> Figure:
     """Score against tuning budget: the curves of `tuning`, a line for each algorithm with its interval."""
     with style():
         figure = Figure(figsize=(0.65 * WIDTH, 3.4), layout="constrained")
@@ -208,10 +220,82 @@ def budget(curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], y
             every = max(1, len(points) // MARKED)
             axes.plot(points.index, points["point"], **look, markevery=every, markersize=4, linewidth=1.8, label=name)
             axes.fill_between(points.index, points["low"], points["high"], color=look["color"], alpha=0.15, linewidth=0)
-        axes.set(xlabel=x, ylabel=y)
+        axes.set(title=title, xlabel=x, ylabel=y)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.legend(frameon=False)
     return figure
+
+
+def _over_time(results: Results, computed: dict[str, dict[str, pd.DataFrame]]) -> dict[str, dict[str, pd.DataFrame]]:
+    """The same curves over seconds: a method's steps at the pace of its finished runs' mean wall time."""
+    finished = results.cells[results.cells["status"] == "finished"]
+    wall = finished.groupby(["dataset", "method"])["wall_time"].mean()
+    out: dict[str, dict[str, pd.DataFrame]] = {}
+    for dataset, own in computed.items():
+        out[dataset] = {}
+        for method, points in own.items():
+            last = float(points.index[-1]) if len(points) else 0.0
+            if last and math.isfinite(wall.get((dataset, method), math.nan)):
+                timed = points.set_axis(points.index.to_numpy(float) * wall[dataset, method] / last)
+                timed.attrs["x"] = "time"
+                out[dataset][method] = timed
+    return out
+
+
+def returns(results: Results, metric: str = "score") -> Figure:
+    """Every episode of the last evaluations, a row per method: what a mean hides, such as all or nothing."""
+    measure, styles = tables.measures(results, metric), method_styles(results)
+    rows = results.finished
+    rows = rows[rows["final"] & (rows["variant"] == "")]
+    with style():
+        figure, panels = _grid(len(results.datasets), height=0.9 + 0.34 * len(results.methods))
+        for axes, dataset in zip(panels, results.datasets):
+            own = rows[rows["dataset"] == dataset]
+            rng = np.random.default_rng(0)
+            for place, method in enumerate(results.methods):
+                values = own.loc[own["method"] == method, measure[dataset]].to_numpy(float)
+                heights = place + rng.uniform(-0.3, 0.3, len(values))
+                axes.plot(values, heights, "o", color=styles[method]["color"], alpha=0.35, ms=2.4, mew=0)
+            spec = axes.get_subplotspec()
+            named = spec is None or spec.is_first_col()
+            axes.set_yticks(range(len(results.methods)), results.methods if named else [])
+            axes.set_ylim(len(results.methods) - 0.4, -0.6)
+            axes.set(title=dataset, xlabel=label(measure[dataset]))
+        _caption(figure, "a dot per episode of the last evaluation, all finished seeds together")
+    return figure
+
+
+def targets(results: Results) -> Figure | None:
+    """Asked against achieved return of return-conditioned methods: their variants that name a target; None without any.
+
+    Variants are named `target=FRACTION`, the fraction of its largest return that the algorithm file asks for. Mean over
+    seeds, with every seed as a dot.
+    """
+    rows = target_rows(results)
+    if rows.empty:
+        return None
+    styles, measure = method_styles(results), tables.measures(results)
+    datasets = [dataset for dataset in results.datasets if dataset in set(rows["dataset"])]
+    with style():
+        figure, panels = _grid(len(datasets), height=3.0)
+        for axes, dataset in zip(panels, datasets):
+            own = rows[rows["dataset"] == dataset]
+            for method, points in own.groupby("method", sort=False):
+                look = styles[str(method)]
+                means = points.groupby("asked")[measure[dataset]].mean()
+                axes.plot(points["asked"], points[measure[dataset]], "o", color=look["color"], alpha=0.4, ms=3.5, mew=0)
+                axes.plot(means.index, means, **look, markersize=5, linewidth=1.6, label=method)
+            axes.set(title=dataset, xlabel="fraction asked for", ylabel=label(measure[dataset]))
+            axes.legend(frameon=False)
+        _caption(figure, "line: mean over seeds; dots: seeds")
+    return figure
+
+
+def target_rows(results: Results) -> pd.DataFrame:
+    """The last evaluations of variants that name a target, with the column `asked`."""
+    rows = results.evaluations
+    rows = rows[(rows["status"] == "finished") & rows["final"] & rows["variant"].str.fullmatch(TARGET)]
+    return rows.assign(asked=rows["variant"].str.removeprefix("target=").astype(float))
 
 
 def method_styles(results: Results) -> dict[str, dict[str, Any]]:

@@ -5,18 +5,26 @@ high is its score (Dodge et al., Show your work, EMNLP 2019, here without replac
 score reported, so the curve is that of an oracle. `bandit`: a user has the policies of all settings and a budget of
 evaluation episodes, picks policies to try by UCB, and takes the one that looks best; how good is that policy really
 (Jackson et al., A clean slate for offline RL, 2025)? A method that needs luck in its settings falls behind in both.
+
+`python -m hoard.analysis.tuning results/tune/STUDY ...` draws both from what `hoard tune` left.
 """
 
 from __future__ import annotations
 
+import argparse
+import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import scipy.special
 
-from hoard.analysis import stats, tables
-from hoard.analysis.results import Results
+from hoard.analysis import plots, results, stats, tables
+from hoard.analysis.results import Results, ResultsError
+from hoard.records.folder import EPISODES
 
 UCB = 2.0  # exploration coefficient of Jackson et al.
 REPETITIONS = 1_000
@@ -117,15 +125,15 @@ def bandit(
     return pd.DataFrame({"point": found.mean(axis=1), "low": ends[0], "high": ends[1]}, index=index)
 
 
-def settings(results: Results, metric: str = "score") -> pd.DataFrame:
+def settings(loaded: Results, metric: str = "score") -> pd.DataFrame:
     """One row per algorithm file, dataset and setting that was tried: its methods' last scores, mean over seeds.
 
     Columns algo, dataset, setting (the differences from the defaults), seeds, value. A method of a suite is a setting,
     so is each set of options among runs in a folder, as a tuning study leaves them.
     """
-    measure, values = tables.measures(results, metric), tables.seed_values(results)
-    keys = results.cells[["algo", "method", "dataset", "seed"]].assign(
-        setting=[tables.setting_text(overrides) for overrides in results.cells["overrides"]]
+    measure, values = tables.measures(loaded, metric), tables.seed_values(loaded)
+    keys = loaded.cells[["algo", "method", "dataset", "seed"]].assign(
+        setting=[tables.setting_text(overrides) for overrides in loaded.cells["overrides"]]
     )
     values = values.merge(keys, on=["method", "dataset", "seed"])
     rows = []
@@ -133,3 +141,92 @@ def settings(results: Results, metric: str = "score") -> pd.DataFrame:
         value = own[measure[str(dataset)]].mean()
         rows.append({"algo": algo, "dataset": dataset, "setting": setting, "seeds": len(own), "value": value})
     return pd.DataFrame(rows, columns=["algo", "dataset", "setting", "seeds", "value"])
+
+
+# --- studies of `hoard tune` ---
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study left: the value of each trial that came to an end, and its runs."""
+
+    name: str
+    algo: str
+    values: np.ndarray  # of complete trials, and of diverged ones, which count as the worst of those
+    runs: list[list[Path]]  # of each complete trial
+    ended: dict[str, int]  # how many trials ended how
+
+
+def read_study(folder: str | Path) -> Study:
+    """Read `trials.csv` of a study's folder. Raises ResultsError if there is none, or if no trial is complete."""
+    folder = Path(folder)
+    file = folder / "trials.csv"
+    try:
+        trials = pd.read_csv(file)
+        ended, values, runs = trials["ended"], trials["value"].astype(float), trials["runs"].fillna("")
+    except (OSError, ValueError, KeyError) as error:
+        raise ResultsError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
+    complete = ((ended == "complete") & np.isfinite(values)).to_numpy()
+    if not complete.any():
+        raise ResultsError(f"{file}: no trial is complete")
+    settings_file = folder / f"{folder.resolve().name}.toml"
+    algo = folder.resolve().name
+    if settings_file.is_file():
+        algo = Path(tomllib.loads(settings_file.read_text(encoding="utf-8"))["algo"]).stem
+    lost = int((ended == "diverged").sum())
+    found = values.to_numpy()[complete]
+    root = folder.resolve().parent.parent
+    return Study(
+        folder.resolve().name,
+        algo,
+        np.concatenate([found, np.full(lost, found.min())]),
+        [[root / run for run in one.split()] for one in runs[complete]],
+        ended.value_counts().to_dict(),
+    )
+
+
+def last_episodes(runs: Sequence[Path]) -> np.ndarray:
+    """The episodes of the last evaluation of some runs, all together: scores, or returns where there are none."""
+    parts = []
+    for run in runs:
+        rows = pq.ParquetFile(run / EPISODES).read(["final", "variant", "score", "return"]).to_pandas()
+        rows = rows[rows["final"] & (rows["variant"] == "")]
+        parts.append(rows["score"] if rows["score"].notna().all() else rows["return"])
+    return np.concatenate([part.to_numpy(float) for part in parts]) if parts else np.empty(0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m hoard.analysis.tuning", description="Draw score against tuning budget from studies."
+    )
+    parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY", help="folder of a study: results/tune/NAME")
+    parser.add_argument("--pulls", type=int, default=100, help="evaluation episodes of the bandit (default: 100)")
+    parser.add_argument("--output", type=Path, help="folder for the figures (default: that of the first study)")
+    options = parser.parse_args(arguments)
+    try:
+        studies = [read_study(folder) for folder in options.studies]
+    except ResultsError as error:
+        parser.exit(1, f"error: {error}\n")
+    output = options.output or options.studies[0]
+    best, bandits, styles = {}, {}, {}
+    for place, study in enumerate(studies):
+        color = plots.color_of(study.algo, study.algo)
+        styles[study.name] = {"color": color, "marker": plots.MARKERS[place], "linestyle": plots.LINE_STYLES[place % 4]}
+        best[study.name] = expected_best_curve(study.values, np.random.default_rng(0))
+        episodes = [last_episodes(runs) for runs in study.runs if all((run / EPISODES).is_file() for run in runs)]
+        if episodes and all(len(one) for one in episodes):
+            bandits[study.name] = bandit(episodes, np.random.default_rng(0), pulls=options.pulls)
+        print(f"{study.name}: " + ", ".join(f"{count} {how}" for how, count in study.ended.items()))
+        shown = sorted({k for k in (1, 2, 5, 10, 20, 40, 80) if k < len(study.values)} | {len(study.values)})
+        for k, row in best[study.name].loc[shown].iterrows():
+            print(f"  best of {k:3}: {tables.interval(row['point'], row['low'], row['high'], 1)}")
+    figure = plots.budget(best, styles, "Expected best of k settings", "objective", "settings tried")
+    print(results.write(output / "budget.png", plots.png(figure)))
+    if bandits:
+        title = "What a bandit over the policies finds"
+        figure = plots.budget(bandits, styles, title, "score of the policy chosen", "evaluation episodes")
+        print(results.write(output / "bandit.png", plots.png(figure)))
+
+
+if __name__ == "__main__":
+    main()

@@ -170,6 +170,40 @@ def test_budget_curves():
     rng = np.random.default_rng(0)
     curves = {name: tuning.expected_best_curve(rng.normal(50, 9, 12), rng) for name in ("iql", "td3_bc")}
     styles = {"iql": {"color": "#0173b2", "marker": "o"}, "td3_bc": {"color": "#8b1a1a", "marker": "s"}}
-    (axes,) = plots.budget(curves, styles, "normalised score", "settings tried").axes
+    (axes,) = plots.budget(curves, styles, "a task", "score", "settings tried").axes
     assert [line.get_label() for line in axes.get_lines()] == ["iql", "td3_bc"]
     assert axes.get_lines()[0].get_ydata() == pytest.approx(curves["iql"]["point"].to_numpy())
+
+
+def test_curves_over_time_have_the_pace_of_the_runs(sweep):
+    for seed in range(2):
+        sweep.cell("iql", DATASET, seed, curve=[1.0, 2.0, 3.0, 4.0])  # 75 s and 76 s
+    loaded = results.load(sweep.write())
+    (axes,) = plots.curves(loaded, over="time").axes
+    assert axes.get_lines()[0].get_xdata() == pytest.approx(75.5 * np.arange(1, 5) / 4)
+    assert axes.get_xlabel() == "seconds of the run"
+    with pytest.raises(ValueError, match="choose steps or time"):
+        plots.curves(loaded, over="tokens")
+
+
+def test_every_last_episode_is_a_dot(quick):
+    loaded = results.load(quick.folder)
+    figure = plots.returns(loaded)
+    rows = loaded.finished
+    own = rows[rows["final"] & (rows["variant"] == "") & (rows["dataset"] == DATASET)]
+    drawn = np.concatenate([dots.get_xdata() for dots in figure.axes[0].get_lines()])
+    assert sorted(drawn) == pytest.approx(sorted(own["score"]))
+    assert plots.png(figure) == plots.png(plots.returns(loaded))
+
+
+def test_asked_against_achieved(quick, sweep):
+    figure = plots.targets(results.load(quick.folder))
+    assert len(figure.axes) == 3
+    means = figure.axes[0].get_lines()[1]
+    assert means.get_xdata().tolist() == [0.5, 0.9]
+    assert means.get_ydata()[1] - means.get_ydata()[0] == pytest.approx(8)
+
+
+def test_without_targets_there_is_no_such_figure(sweep):
+    sweep.cell("iql", DATASET, 0, variants={"uniform": 3.0})
+    assert plots.targets(results.load(sweep.write())) is None

@@ -43,7 +43,7 @@ def test_report_is_one_file_that_needs_no_network(quick):
     assert not reader.open
     assert reader.scripts == 3  # the curves' numbers, the library that draws them, the page's own
     pictures = [link for link in reader.links if not link.startswith("#")]
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     assert all(link.startswith("data:image/png;base64,") for link in pictures)
     own = re.sub(r'src="data:[^"]*"|/\*! https://github.com/leeoniya/uPlot [^*]*\*/', "", html)
     assert not re.search(r"https?:|@import|url\(", own)
@@ -116,6 +116,7 @@ def test_written_files(quick):
     assert names == {
         "cells.json", ".report.json", "episodes.parquet", "table.md", "table.csv", "table.tex", "report.html",
         "figures/curves.png", "figures/comparison.png", "figures/improvement.png", "figures/profiles.png",
+        "figures/targets.png",
     }  # fmt: skip
     assert len(pd.read_csv(paths.csv)) == 12
     assert paths.markdown.read_text().startswith("## Last scores\n\n| dataset | method |")
@@ -281,9 +282,10 @@ def test_for_readers_who_do_not_see_the_page(quick):
     assert heads
     assert all('scope="col"' in head for head in heads)
     assert html.count("<table ") == html.count("<caption>") == html.count('class="scroll" tabindex="0" role="region"')
-    comparison, curves, improvement, profiles = re.findall(r'<img alt="([^"]*)"', html)
+    comparison, curves, improvement, profiles, targets = re.findall(r'<img alt="([^"]*)"', html)
     assert "The highest is" in improvement
     assert "Above 50: bc" in profiles
+    assert re.search(r"rcsl on hoard/pendulum/mixed-v0: [\d.]+ when asked for 0.5, [\d.]+ for 0.9", targets)
     assert html.count('class="chart"') == html.count('role="img" aria-label="Learning curves on ') == 3
     assert "On hoard/pendulum/mixed-v0 iql has the highest mean" in comparison
     assert re.search(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hoard.analysis import results, tuning
+from hoard.analysis.results import ResultsError
 
 
 def test_expected_best_is_the_mean_over_all_subsets():
@@ -67,3 +68,46 @@ def test_settings_are_the_methods_of_one_algorithm(quick):
     assert own["setting"].tolist() == ["expectile = 0.9, updates = 10000"]
     assert own["seeds"].tolist() == [5]
     assert 75 < own["value"].iloc[0] < 95
+
+
+@pytest.fixture
+def study(sweep, tmp_path):
+    """Six trials of a study as `hoard tune` leaves them: four complete, one pruned, one diverged."""
+    folder = tmp_path / "results" / "tune" / "mine"
+    folder.mkdir(parents=True)
+    lines = ["trial,ended,value,begun,finished,lr,hoard/pendulum/mixed-v0,runs"]
+    for trial, value in enumerate([40.0, 90.0, 60.0, 70.0]):
+        run = sweep.cell("iql", f"task{trial}", 0, curve=[value])
+        lines.append(f"{trial},complete,{value},,,0.001,{value},{run.relative_to(sweep.root)}")
+    lines += ["4,pruned,,,,0.1,,runs/gone", "5,diverged,-inf,,,0.5,,"]
+    (folder / "trials.csv").write_text("\n".join(lines) + "\n")
+    (folder / "mine.toml").write_text('algo = "iql"\n')
+    return folder
+
+
+def test_a_study_is_read(study):
+    found = tuning.read_study(study)
+    assert (found.name, found.algo) == ("mine", "iql")
+    assert found.values.tolist() == [40, 90, 60, 70, 40]  # the diverged one counts as the worst
+    assert found.ended == {"complete": 4, "pruned": 1, "diverged": 1}
+    assert [tuning.last_episodes(runs).mean() for runs in found.runs] == pytest.approx([40, 90, 60, 70])
+
+
+def test_the_command_draws_both_curves(study, capsys):
+    tuning.main([str(study), "--pulls", "20"])
+    said = capsys.readouterr().out
+    assert "mine: 4 complete, 1 pruned, 1 diverged" in said
+    assert "best of   5: 90.0" in said
+    assert (study / "budget.png").is_file()
+    assert (study / "bandit.png").is_file()
+
+
+def test_what_is_no_study_is_refused(tmp_path, capsys):
+    with pytest.raises(ResultsError, match="cannot be read"):
+        tuning.read_study(tmp_path)
+    (tmp_path / "trials.csv").write_text("trial,ended,value,runs\n0,pruned,,\n")
+    with pytest.raises(ResultsError, match="no trial is complete"):
+        tuning.read_study(tmp_path)
+    with pytest.raises(SystemExit):
+        tuning.main([str(tmp_path)])
+    assert "no trial is complete" in capsys.readouterr().err
