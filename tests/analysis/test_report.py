@@ -261,6 +261,16 @@ class TestUpToDate:
         assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+def test_a_report_needs_no_torch(quick):
+    program = (
+        "import sys; from hoard.cli import main\n"
+        "try: main(['report', sys.argv[1]])\n"
+        "finally: print('torch' in sys.modules, 'hoard.analysis.page' in sys.modules)"
+    )
+    run = [sys.executable, "-c", program, str(quick.folder)]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.endswith("False True\n")
+
+
 def test_results_are_loaded_once(quick, monkeypatch):
     calls, load = [], results.load
     monkeypatch.setattr(results, "load", lambda *args, **options: calls.append(args) or load(*args, **options))
