@@ -10,6 +10,7 @@ import scipy.stats
 from helpers import ROOT
 
 from hoard.analysis import online, published, report, results, tables
+from hoard.runners.sweep import suite
 
 DATA = ROOT.parent / "shared" / "data"
 CORL, GFP = DATA / "corl_readme_tables.csv", DATA / "published" / "gfp_iclr2026_minari_21_tasks.csv"
@@ -182,3 +183,15 @@ def test_corls_curves_through_our_code_give_its_table(sweep, dataset):
         stored = np.array([curves[f"{algorithm}|{dataset}|{seed}|regret"] for seed in range(4)], float)
         regret = known.loc[(algorithm, "online", "regret")]
         assert (stored.mean(), stored.std()) == pytest.approx((regret["mean"], regret["spread"]), abs=0.0051)
+
+
+def test_suites_of_published_sets_find_their_numbers():
+    known = published.numbers()
+    for name in ("d4rl-locomotion", "d4rl-adroit", "d4rl-antmaze", "d4rl-maze2d", "minari-adroit", "minari-mujoco"):
+        shipped = suite.read(name)
+        for dataset in shipped.datasets:
+            assert (known["dataset"] == dataset).any(), dataset
+        matches = {
+            ours for algorithm in known["algorithm"] for ours in published.sources()["methods"].get(algorithm, ())
+        }
+        assert len(matches & {method.name for method in shipped.methods}) >= 4

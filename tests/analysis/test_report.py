@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from hoard.analysis import interactive, report, results, tables
+from hoard.analysis import comparisons, interactive, report, results, tables
 from hoard.records.errors import BadInput
 
 
@@ -309,3 +309,45 @@ def test_columns_are_classified_once_a_table(quick, monkeypatch):
     table = tables.score_table(results.load(quick.folder))
     assert table.columns is table.columns
     assert table.rows is table.rows
+
+
+class TestOddResults:
+    """One seed, ties, missing and diverged seeds, unequal episodes: each has a stated result, and the page is built."""
+
+    PENDULUM = "hoard/pendulum/mixed-v0"
+
+    def verdict(self, sweep, method):
+        found = comparisons.rankings(results.load(report.build(sweep.write()).folder))
+        return found[0].others[method].text
+
+    def test_one_seed(self, sweep):
+        sweep.cell("iql", self.PENDULUM, 0, curve=[50.0, 90.0])
+        sweep.cell("bc", self.PENDULUM, 0, curve=[50.0, 40.0])
+        assert self.verdict(sweep, "bc") == "no verdict: one seed shows no spread"
+
+    def test_ties(self, sweep):
+        for seed in range(3):
+            sweep.cell("iql", self.PENDULUM, seed, curve=[90.0])
+            sweep.cell("bc", self.PENDULUM, seed, curve=[90.0])
+            sweep.cell("rcsl", self.PENDULUM, seed, curve=[30.0])
+        assert self.verdict(sweep, "bc") == "not told apart with 3 seeds"
+        assert "agree to the last digit" in self.verdict(sweep, "rcsl")
+
+    def test_diverged_seeds_count_with_their_floor(self, sweep):
+        for seed in range(5):
+            lost = {"status": "failed", "error": "FloatingPointError: nan in losses/q"} if seed > 2 else {}
+            sweep.cell("iql", self.PENDULUM, seed, curve=[10.0] if lost else [10.0, 90.0], final=not lost, **lost)
+            sweep.cell("bc", self.PENDULUM, seed, curve=[40.0, 60.0 + seed])
+        assert comparisons.rankings(results.load(sweep.write()))[0].leader == "bc"  # 62 before (3 * 90 + 2 * 0) / 5
+        assert self.verdict(sweep, "iql").startswith("not told apart with 5 seeds; about ")
+
+    def test_missing_cells_and_unequal_episodes(self, sweep):
+        for seed in range(4):
+            sweep.cell("iql", self.PENDULUM, seed, curve=[90.0 + seed], count=4 + seed)
+            lost = {"status": "failed", "error": "MemoryError"} if seed == 3 else {"curve": [20.0 + seed]}
+            sweep.cell("bc", self.PENDULUM, seed, **lost)
+        sweep.cell("rcsl", self.PENDULUM, 0, status="pending")
+        assert self.verdict(sweep, "bc") == "better"  # of the seeds that are there, by Welch's test
+        html = report.build(sweep.folder).html.read_text()
+        assert "4-7" in html  # episodes of a seed
+        assert "failed: MemoryError" in html
