@@ -5,6 +5,7 @@ Both `hoard bench` and `hoard plan` go through here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from hoard.runners.address import address
 from hoard.runners.sweep.job import Job, tail
 from hoard.runners.sweep.local import environment
 from hoard.runners.sweep.plan import Planner, Unusable
-from hoard.runners.sweep.suite import Cell, Suite
+from hoard.runners.sweep.suite import FOLDER, Cell, Suite, line_of
 
 Configs = dict[tuple[str, str], dict[str, Any]]
 
@@ -60,7 +61,8 @@ def ask_the_files(suite: Suite, work: list[Job]) -> Configs:
                 continue
             for (method, dataset_id), answer in answers.items():
                 if "error" in answer:
-                    refused[method] = f"method {method} ({file.name}): {answer['error']}"
+                    place = _place(suite, firsts[method, dataset_id], answer["error"])
+                    refused[method] = f"{place}method {method} ({file.name}): {answer['error']}"
                 else:
                     configs[method, dataset_id] = answer["config"]
             for job in jobs:
@@ -70,6 +72,19 @@ def ask_the_files(suite: Suite, work: list[Job]) -> Configs:
     if refused:
         raise BadInput("\n".join([suite.source or f"suite {suite.name}", *refused.values()]))
     return configs
+
+
+def _place(suite: Suite, cell: Cell, error: str) -> str:
+    """`line N: ` of the option in the suite's file that an algorithm file complains of; empty where it is not there."""
+    words = set(re.findall(r"[\w-]+", error.replace("--", " ")))
+    method, dataset = f"method.{cell.method}", cell.dataset
+    sections = [f"{method}.dataset.{dataset}", f"{method}.options", method, f"dataset.{dataset}", "options"]
+    for option in cell.options:
+        if words & {option, option.replace("_", "-")}:
+            number = line_of(Path(suite.source or FOLDER / f"{suite.name}.toml"), option, *sections)
+            if number is not None:
+                return f"line {number}: "
+    return ""
 
 
 def find_runs(work: Iterable[Job], configs: Configs, results: Path) -> None:

@@ -124,6 +124,41 @@ class Suite:
         return {name: value for name, value in shared.items() if name not in method.without}
 
 
+def line_of(path: Path, key: str, *sections: str) -> int | None:
+    """The line, from 1, on which `key` stands in the first of these sections that has it; None where none has.
+
+    A section is named as in its header, without quotes: `method.iql.options`; "" is the part above the first header. A
+    table inside a line belongs to the section around it too.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    word = re.compile(rf"""(?<![\w:/.-])["']?{re.escape(key)}["']?\s*(?=[=,\]}}]|$)""")
+    headers, header = [], ""
+    for line in lines:
+        if (code := line.split(" #")[0].strip()).startswith("[") and code.endswith("]") and "," not in code:
+            header = re.sub(r"""[\[\]\s"']""", "", code)
+        headers.append(header)
+    for section in sections:
+        whole = f"{section}.{key}".lstrip(".")
+        for number, (line, header) in enumerate(zip(lines, headers), 1):
+            begins = header != (headers[number - 2] if number > 1 else "")
+            if begins and (header == whole or header.startswith(whole + ".")):
+                return number
+            if not begins and header == section and word.search(line.split(" #")[0]):
+                return number
+    return None
+
+
+def _wrong(path: Path | str, where: str, key: str, text: str) -> SuiteError:
+    """An error that names file, line and section of `key`."""
+    section = "" if where in ("the suite", "the settings") else where.replace('"', "")
+    around = [section.rsplit(".", k)[0] for k in range(section.count(".") + 1)]
+    number = line_of(path, key, *around, "") if isinstance(path, Path) else None
+    return SuiteError(f"{path}{'' if number is None else f', line {number}'}: {where}: {text}")
+
+
 def available() -> list[str]:
     """Names of the suites that ship with hoard."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -179,21 +214,22 @@ def _method(path: Path, key: str, section: Any, raw: dict[str, Any]) -> Method:
     _known(path, where, section, "algo", "settings", "options", "dataset", "datasets", "seeds", "without")
     own, count = section.get("datasets"), section.get("seeds")
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-        raise SuiteError(f"{path}: {where}: seeds must be a count like 2, not {count!r}")
+        raise _wrong(path, where, "seeds", f"seeds must be a count like 2, not {count!r}")
     if own is not None and (not isinstance(own, list) or not own):
-        raise SuiteError(f"{path}: {where}: datasets must be a list of some of the suite's, not {own!r}")
+        raise _wrong(path, where, "datasets", f"datasets must be a list of some of the suite's, not {own!r}")
     _no_repeats(path, f"{where}.datasets", own or [])
     for dataset in own or []:
         if dataset not in known:
             near = nearest(dataset, known)
-            raise SuiteError(f"{path}: {where}: '{dataset}' is not a dataset of the suite; nearest: {near}")
+            raise _wrong(path, where, dataset, f"'{dataset}' is not a dataset of the suite; nearest: {near}")
     without = section.get("without", [])
     shared = {name for options in (raw.get("options", {}), *raw.get("dataset", {}).values()) for name in options}
     if not isinstance(without, list) or not shared.issuperset(map(str, without)):
-        raise SuiteError(
-            f"{path}: {where}: without must be a list of options of the suite or of its datasets, of which there are "
-            f"{', '.join(sorted(shared)) or 'none'}; not {without!r}"
-        )
+        raise _wrong(
+            path, where, "without",
+            "without must be a list of options of the suite or of its datasets, of which there are "
+            f"{', '.join(sorted(shared)) or 'none'}; not {without!r}",
+        )  # fmt: skip
     _check_options(path, f"{where}.options", section.get("options", {}))
     _check_by_dataset(path, f"{where}.dataset", section.get("dataset", {}), known)
     tuned: dict[str, Any] = {}
@@ -219,13 +255,14 @@ def _method(path: Path, key: str, section: Any, raw: dict[str, Any]) -> Method:
 def _algo(path: Path, where: str, algo: Any) -> str:
     """The name of a file in algos/, or the absolute path of one; `algo` may be relative to the file `path`."""
     if not isinstance(algo, str):
-        raise SuiteError(f"{path}: {where}: algo must be the name or the path of an algorithm file, not {algo!r}")
+        raise _wrong(path, where, "algo", f"algo must be the name or the path of an algorithm file, not {algo!r}")
     try:
         if algo.endswith(".py"):
             return str(algorithms.find(path.resolve().parent / Path(algo).expanduser()))
         algorithms.find(algo)
     except BadInput as error:
-        raise SuiteError(f"{path}: {where}: {error}") from error
+        key = "algo" if line_of(path, "algo", where) else where.rpartition(".")[2]
+        raise _wrong(path, where, key, str(error)) from error
     return algo
 
 
@@ -251,7 +288,7 @@ def read_settings(path: Path) -> tuple[str, dict[str, Any]]:
 def _known(path: Path, where: str, section: dict[str, Any], *keys: str) -> None:
     for key in section:
         if key not in keys:
-            raise SuiteError(f"{path}: {where}: unknown key '{key}'; nearest: {nearest(key, keys)}")
+            raise _wrong(path, where, key, f"unknown key '{key}'; nearest: {nearest(key, keys)}")
 
 
 def _no_repeats(path: Path, where: str, values: list[str]) -> None:
@@ -259,7 +296,7 @@ def _no_repeats(path: Path, where: str, values: list[str]) -> None:
         if not isinstance(value, str):
             raise SuiteError(f"{path}: {where}: {value!r} is no dataset id")
         if values.count(value) > 1:
-            raise SuiteError(f"{path}: {where}: '{value}' stands there twice")
+            raise _wrong(path, where, value, f"'{value}' stands there twice")
 
 
 def _check_by_dataset(path: Path, where: str, sections: Any, known: list[str]) -> None:
@@ -267,9 +304,8 @@ def _check_by_dataset(path: Path, where: str, sections: Any, known: list[str]) -
         raise SuiteError(f'{path}: {where} must be tables of options, such as [{where}."{known[0]}"]')
     for dataset, options in sections.items():
         if dataset not in known:
-            raise SuiteError(
-                f"{path}: {where}: '{dataset}' is not a dataset of the suite; nearest: {nearest(dataset, known)}"
-            )
+            near = nearest(dataset, known)
+            raise _wrong(path, where, dataset, f"'{dataset}' is not a dataset of the suite; nearest: {near}")
         _check_options(path, f'{where}."{dataset}"', options)
 
 
@@ -278,15 +314,16 @@ def _check_options(path: Path | str, where: str, options: Any) -> None:
         raise SuiteError(f"{path}: {where} must be a table of options")
     for name, value in options.items():
         if not _OPTION.fullmatch(name):
-            raise SuiteError(f"{path}: {where}: '{name}' is not the name of an option")
+            raise _wrong(path, where, name, f"'{name}' is not the name of an option")
         for part in value if isinstance(value, list) else [value]:
             if not isinstance(part, str | int | float) or str(part).startswith("--"):
-                raise SuiteError(f"{path}: {where}: {name} must be a number, a text, true, false or a list of these")
+                raise _wrong(path, where, name, f"{name} must be a number, a text, true, false or a list of these")
         if name.replace("-", "_") in RESERVED:
-            raise SuiteError(
-                f"{path}: {where}: '{name}' is not an option of a suite: every cell has its own; "
-                "choose seeds and datasets with --seeds and --datasets, or in the suite"
-            )
+            raise _wrong(
+                path, where, name,
+                f"'{name}' is not an option of a suite: every cell has its own; choose seeds and datasets with --seeds "
+                "and --datasets, or in the suite",
+            )  # fmt: skip
 
 
 def parse_seeds(text: str | int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import pytest
 
 from hoard.runners import algorithms
 from hoard.runners.algorithms import FOLDER
-from hoard.runners.sweep.suite import SuiteError, available, read, select
+from hoard.runners.sweep.suite import SuiteError, available, line_of, read, select
 
 TEXT = """
 description = "a test"
@@ -56,6 +56,69 @@ def test_what_is_no_suite_is_refused(suite_file, before, after, message):
         read(str(suite_file))
     assert message in str(error.value)
     assert str(suite_file) in str(error.value)
+
+
+LINES = """description = "a test"  # line 1
+seeds = 2
+datasets = [
+    "test/pendulum-v0",
+    "test/other-v0",  # 5
+]
+[options]
+updates = 300
+lr = 0.1
+
+[dataset."test/other-v0"]
+lr = 0.2  # 12
+
+[method.bc]
+options = { hidden = [8], dropout = 0.1 }  # 15
+[method.bc.dataset."test/pendulum-v0"]
+dropout = 0.2
+
+[method.iql.options]
+beta = 3.0  # 20
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "sections", "line"),
+    [
+        ("seeds", [""], 2),
+        ("test/other-v0", [""], 5),
+        ("lr", ["options"], 9),
+        ("lr", ["method.bc", "dataset.test/other-v0", "options"], 12),
+        ("dropout", ["method.bc"], 15),
+        ("dropout", ["method.bc.dataset.test/pendulum-v0", "method.bc"], 17),
+        ("beta", ["method.iql", "method.iql.options"], 20),
+        ("bc", ["method"], 14),
+        ("test/other-v0", ["dataset"], 11),
+        ("eta", ["method.iql.options"], None),
+        ("line", [""], None),
+    ],
+)
+def test_lines_are_found(tmp_path, key, sections, line):
+    path = tmp_path / "small.toml"
+    path.write_text(LINES)
+    assert line_of(path, key, *sections) == line
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ("updates = 300", '"keep-checkpoint" = true', 6),
+        ("[method.bc]", "[method.bc]\nalgo = 'bcc'", 8),
+        ("[method.bc]", "[method.bcc]", 7),
+        ("[method.bc]", "[method.bc]\nseed = 3", 8),
+        ("[method.bc]", "[method.bc.dataset.x]\nlr = 3", 7),
+        ("[method.bc]", "[method.bc]\noptions = { lr = 1, seed = 3 }", 8),
+        ('["test/pendulum-v0"]', '["test/pendulum-v0", "test/pendulum-v0"]', 4),
+    ],
+)
+def test_errors_name_the_line(suite_file, before, after, line):
+    suite_file.write_text(TEXT.replace(before, after))
+    with pytest.raises(SuiteError, match=f"small.toml, line {line}: "):
+        read(str(suite_file))
 
 
 def test_a_method_does_without_shared_options_but_not_without_its_own(suite_file):
