@@ -113,7 +113,7 @@ def test_an_option_is_refused_before_any_data_is_made(suite_file, tmp_path, monk
         sweep.prepare()
     assert str(error.value).splitlines() == [
         str(suite_file),
-        "method bc (bc.py): bc.py has no option --expectil; nearest: " + str(error.value).split("nearest: ")[1],
+        "line 9: method bc (bc.py): bc.py has no option --expectil; nearest: " + str(error.value).split("nearest: ")[1],
     ]
 
 
