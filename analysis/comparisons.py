@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hoard.analysis import tables, verdicts
+from hoard.analysis import aggregate, stats, tables, verdicts
 from hoard.analysis.results import Results, ResultsError
 from hoard.analysis.verdicts import Verdict
 
@@ -102,6 +102,39 @@ def verdict_table(found: Sequence[Ranking]) -> tables.Table | None:
         "seeds it is an order of magnitude.",
     )
     return tables.Table(frame, display, notes, ("ahead",))
+
+
+def suite_table(results: Results, values: pd.DataFrame, measure: dict[str, str]) -> tables.Table | None:
+    """IQM, mean, median and optimality gap over all datasets, of methods with a value on every one.
+
+    None with a single dataset, without a common scale, or without such a method.
+    """
+    common = set(measure.values())
+    strata = suite_strata(results, values, measure)
+    if len(results.datasets) < 2 or common not in ({"score"}, {"success"}) or not strata:
+        return None
+    name = common.pop()
+    found = {method: aggregate.aggregates(own, aggregate.OPTIMAL[name]) for method, own in strata.items()}
+    rows = [
+        {"method": method, "measure": name, "datasets": len(results.datasets)}
+        | {
+            f"{statistic}{end}": value
+            for statistic, estimate in own.items()
+            for end, value in zip(("", "_low", "_high"), estimate)
+        }
+        for method, own in found.items()
+    ]
+    display = {"method": list(found)} | {
+        f"{statistic} [95 %]": [tables.interval(*own[statistic], _decimals(name)) for own in found.values()]
+        for statistic in next(iter(found.values()))
+    }
+    notes = (
+        f"Over all {len(results.datasets)} datasets, every one with the same weight; methods without a value on some "
+        f"are left out. Intervals: {stats.MIN_RESAMPLES:,} bootstrap resamples of seeds within each dataset, so they "
+        "speak of other seeds, not of other datasets, and are too short with few seeds. Median: of the datasets' means. "
+        f"Optimality gap: mean distance to {aggregate.OPTIMAL[name]:g} of the seeds below it, lower is better.",
+    )
+    return tables.Table(pd.DataFrame(rows), pd.DataFrame(display), notes, ("optimality", "median"))
 
 
 def suite_strata(results: Results, values: pd.DataFrame, measure: dict[str, str]) -> dict[str, list[np.ndarray]]:

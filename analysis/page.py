@@ -16,6 +16,7 @@ from hoard.analysis import aggregate, comparisons, interactive, online, plots, p
 from hoard.analysis.results import Results
 
 HERE = Path(__file__).parent
+WRITTEN_ONLY = ("Who is better", "Over the suite")  # the terminal has sentences and the rows over all datasets instead
 VERDICT_NOTE = (
     "By means over seeds after the last update. Better: the 95 % Student-t interval of the difference excludes zero, "
     "also after Holm's correction for the comparisons on a dataset. Three seeds can tell only large differences apart."
@@ -94,8 +95,10 @@ def metric_of(loaded: Results, metric: str | None) -> str:
 
 def _sections(loaded: Results, metric: str, ranked: list[comparisons.Ranking]) -> list[Section]:
     """The table of last scores, then the others where they have anything to say."""
+    values, measure = tables.seed_values(loaded), tables.measures(loaded, metric)
     optional = [
         ("Who is better", comparisons.verdict_table(ranked)),
+        ("Over the suite", comparisons.suite_table(loaded, values, measure)),
         ("Missing cells", tables.missing_table(loaded)),
         ("Over the online phase", online.online_table(loaded, metric)),
         ("Beside published numbers", published.published_table(loaded)),
@@ -141,7 +144,7 @@ def _suite_figures(loaded: Results, metric: str, values: pd.DataFrame) -> dict[s
 def _text(sections: list[Section], ranked: list[comparisons.Ranking], remark: str) -> str:
     wins = [f"{short}: {ranking.sentence}" for short, ranking in _short(ranked)]
     head = [textwrap.fill(line, tables.TERMINAL, subsequent_indent="  ") for line in wins]
-    shown = [section for section in sections if section.title != "Who is better"]  # the sentences say it
+    shown = [section for section in sections if section.title not in WRITTEN_ONLY]
     parts = [f"{section.title}\n\n{section.table.text(tables.TERMINAL)}" for section in shown]
     if head:
         parts.insert(1, "Who wins where\n\n" + "\n".join(head) + "\n")

@@ -162,7 +162,7 @@ def read_study(folder: str | Path) -> Study:
     folder = Path(folder)
     file = folder / "trials.csv"
     try:
-        trials = pd.read_csv(file)
+        trials = pd.read_csv(file, dtype={"ended": str, "runs": str})
         ended, values, runs = trials["ended"], trials["value"].astype(float), trials["runs"].fillna("")
     except (OSError, ValueError, KeyError) as error:
         raise ResultsError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from synthetic import Sweep
 
-from hoard.analysis import comparisons, results, verdicts
+from hoard.analysis import comparisons, results, tables, verdicts
 from hoard.records.errors import BadInput
 
 PENDULUM, MAZE = "hoard/pendulum/mixed-v0", "hoard/maze2d/umaze-v0"
@@ -126,3 +126,25 @@ def test_a_metric_of_the_suite_is_compared(tmp_path):
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "| -192." in done.stdout or "| -190." in done.stdout or "| -191." in done.stdout
+
+
+def test_over_the_suite(quick, tmp_path):
+    loaded = results.load(quick.folder)
+    values, measure = tables.seed_values(loaded), tables.measures(loaded)
+    found = comparisons.suite_table(loaded, values, measure)
+    rows = found.frame.set_index("method")
+    assert set(rows.index) == {"iql", "bc", "rcsl"}
+    means = values.groupby(["method", "dataset"])["score"].mean().unstack()
+    assert rows["mean"].to_dict() == pytest.approx(means.mean(axis=1).to_dict())
+    assert rows["median"].to_dict() == pytest.approx(means.median(axis=1).to_dict())
+    assert (rows["mean_low"] < rows["mean"]).all()
+    assert rows.loc["bc", "optimality gap"] == pytest.approx(100 - rows.loc["bc", "mean"])  # all below 100
+    assert found.display.columns.tolist() == [
+        "method", "IQM [95 %]", "mean [95 %]", "median [95 %]", "optimality gap [95 %]",
+    ]  # fmt: skip
+    raw = dict.fromkeys(loaded.datasets, "return")
+    assert comparisons.suite_table(loaded, values, raw) is None
+    sweep = Sweep(tmp_path / "one")
+    sweep.cell("bc", PENDULUM, 0)
+    single = results.load(sweep.write())
+    assert comparisons.suite_table(single, tables.seed_values(single), tables.measures(single)) is None
