@@ -131,8 +131,8 @@ def suite_table(results: Results, values: pd.DataFrame, measure: dict[str, str])
     notes = (
         f"Over all {len(results.datasets)} datasets, every one with the same weight; methods without a value on some "
         f"are left out. Intervals: {stats.MIN_RESAMPLES:,} bootstrap resamples of seeds within each dataset, so they "
-        "speak of other seeds, not of other datasets, and are too short with few seeds. Median: of the datasets' means. "
-        f"Optimality gap: mean distance to {aggregate.OPTIMAL[name]:g} of the seeds below it, lower is better.",
+        "speak of other seeds, not of other datasets, and are too short with few seeds. Median: of the datasets' means."
+        f" Optimality gap: mean distance to {aggregate.OPTIMAL[name]:g} of the seeds below it, lower is better.",
     )
     return tables.Table(pd.DataFrame(rows), pd.DataFrame(display), notes, ("optimality", "median"))
 
