@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -162,26 +164,27 @@ def compiled(update: Callable[P, R], optimizers: Iterable[torch.optim.Optimizer]
     it is.
 
     Nothing random may be drawn in it: explicit generators cannot be traced. The optimisers must be Adam or AdamW. Their
-    states are made before the first call, their step sizes become tensors, which `set_lr` fills. Raises RuntimeError,
-    naming the compiler's cache, if the compiler fails.
+    states are made before the first call, their step sizes become tensors, which `set_lr` fills.
     """
     if not on:
         return update
     torch._dynamo.config.trace_autograd_ops = True
     whole = torch.compile(update, fullgraph=True)
     waiting = list(optimizers)
+    fresh: list[tempfile.TemporaryDirectory[str]] = []  # removed with the process
 
     def step(*args: P.args, **kwargs: P.kwargs) -> R:
         while waiting:  # not before: a resumed run has its states by now
             _make_traceable(waiting.pop())
         try:
             return whole(*args, **kwargs)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            folder = torch._inductor.runtime.cache_dir_utils.cache_dir()
-            raise RuntimeError(
-                f"compile: the compiler failed, perhaps on a file left half-written by a killed process in {folder}; "
-                f"delete that folder, or use compile false: {error}"
-            ) from error
+        except torch._dynamo.exc.BackendCompilerFailed:
+            # A process killed while it compiled may have left half a file in the cache: once more, in an empty one.
+            # Nothing of the update has run yet.
+            fresh.append(tempfile.TemporaryDirectory(prefix="hoard-compiled-"))
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = fresh[-1].name
+            torch._dynamo.reset()
+            return whole(*args, **kwargs)
 
     return step
 

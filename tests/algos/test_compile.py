@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -107,6 +111,36 @@ def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     assert read_json(folder / "config.json")["config"]["compile"] is True
     run_file("bc", *args[:-2], results=straight)
     assert len(list(straight.glob("runs/*/*/*"))) == 2  # an eager run is another run
+
+
+BROKEN_CACHE = """
+import torch
+from hoard.runners.nn import compiled, gradient_step
+weight = torch.ones(3, 2, requires_grad=True)
+optimizer = torch.optim.Adam([weight], lr=0.1, fused=True)
+def update(x):
+    gradient_step(optimizer, torch.tanh(x @ weight).square().sum())
+    return weight.detach().clone()
+print(compiled(update, [optimizer], True)(torch.ones(4, 3)).tolist())
+"""
+
+
+@needs_compiler
+def test_a_half_written_file_of_a_killed_compilation_does_no_harm(tmp_path):
+    told = []
+    for _ in range(2):
+        env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", BROKEN_CACHE], env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout)
+        libraries = list(tmp_path.rglob("*.so"))
+        assert libraries
+        for library in libraries:
+            library.write_bytes(library.read_bytes()[:100])
+    assert told[0] == told[1]
+    assert json.loads(told[0])[0][0] == pytest.approx(0.9, abs=1e-3)
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch):
