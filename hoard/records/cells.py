@@ -7,6 +7,7 @@ how much of the journal it covers. Who reads the record through `read` sees all 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from datetime import UTC, datetime
@@ -96,7 +97,7 @@ class Journal:
         line = json.dumps(head | content, sort_keys=True).encode() + b"\n"
         if self._file.write(line) != len(line):
             os.ftruncate(self._file.fileno(), self.size)
-            raise OSError(28, os.strerror(28), self._file.name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
         self.size += len(line)
 
     def close(self) -> None:

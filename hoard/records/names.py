@@ -17,6 +17,11 @@ def dataset_slug(dataset_id: str) -> str:
     return dataset_id.strip("/").replace("/", "-").replace(":", "-")
 
 
+def log_name(method: str, dataset_id: str, seed: int) -> str:
+    """File in a suite's `logs` with what a cell printed."""
+    return f"{method}--{dataset_slug(dataset_id)}--{seed}.log"
+
+
 def check_name(kind: str, name: str) -> str:
     """`name`, if it is one plain path component. Raises BadInput for anything that could leave its folder."""
     if not _PLAIN.fullmatch(name) or len(name) > 100:

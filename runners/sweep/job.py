@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Callable, Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from hoard.records.errors import BAD_INPUT
+from hoard.records.folder import STATUS, status_of
+from hoard.runners.sweep.local import oom_kills
 from hoard.runners.sweep.suite import Cell
 
 
@@ -23,6 +28,19 @@ class Process(Protocol):
 
 
 Launcher = Callable[[list[str], Path, Mapping[str, str]], Process]  # command, log, further environment
+
+
+def end_all(processes: Sequence[Process], grace: float) -> None:
+    """Ask all to end and wait `grace` seconds; after that, or at a further Ctrl-C, kill those that are still there."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + grace
+    with contextlib.suppress(KeyboardInterrupt):
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
 
 
 @dataclass
@@ -57,6 +75,22 @@ class Job:
 
     def fail(self, failure: str, error: str) -> None:
         self.status, self.failure, self.error = "failed", failure, error
+
+    def command(self, results: Path) -> list[str]:
+        """The command line of the run that the cell is, in this results folder."""
+        place = ["--results", str(results), "--planned", str(self.run)]
+        return [sys.executable, str(self.algo_file), *self.cell.args, *place]
+
+    def note_launch(self) -> None:
+        """Remember what is so just before a launch: the time, the end of the log, how much the kernel has ended."""
+        self.log_start = self.log.stat().st_size if self.log.exists() else 0
+        self.started, self.oom_kills = time.time(), oom_kills()
+
+    def own_status(self, results: Path) -> dict[str, Any]:
+        """What this launch left in its run's folder about how it is; nothing if that is of an earlier launch."""
+        folder = results / str(self.run)
+        file = folder / STATUS
+        return status_of(folder) if file.exists() and file.stat().st_mtime >= self.started else {}
 
     def log_text(self) -> str:
         """What this launch of the cell printed."""

@@ -14,7 +14,7 @@ from typing import Any
 from hoard import datasets
 from hoard.records.errors import BadInput
 from hoard.records.folder import status_of
-from hoard.records.names import dataset_slug
+from hoard.records.names import log_name
 from hoard.runners import algorithms
 from hoard.runners.address import address
 from hoard.runners.sweep.job import Job, tail
@@ -25,16 +25,13 @@ from hoard.runners.sweep.suite import FOLDER, Cell, Suite, line_of
 Configs = dict[tuple[str, str], dict[str, Any]]
 
 
-def log_name(cell: Cell) -> str:
-    return f"{cell.method}--{dataset_slug(cell.dataset)}--{cell.seed}.log"
-
-
 def jobs_of(suite: Suite, folder: Path) -> list[Job]:
     """A job for each cell of the suite, whose folder `folder` is. Raises BadInput for an unknown dataset or file."""
     for dataset_id in suite.datasets:
         datasets.check_id(dataset_id)
     find = cache(algorithms.find)
-    return [Job(cell, find(cell.algo), folder / "logs" / log_name(cell)) for cell in suite.cells()]
+    logs = folder / "logs"
+    return [Job(c, find(c.algo), logs / log_name(c.method, c.dataset, c.seed)) for c in suite.cells()]
 
 
 def ask_the_files(suite: Suite, work: list[Job]) -> Configs:

@@ -15,7 +15,6 @@ import heapq
 import os
 import shutil
 import signal
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -28,11 +27,11 @@ from rich.live import Live
 from hoard import datasets
 from hoard.records.errors import BUSY, FAILED, OK, STOPPED, BadInput, Busy
 from hoard.records.files import writable
-from hoard.records.folder import STATUS, status_of
+from hoard.records.folder import status_of
 from hoard.records.locks import is_locked, lock_folder
 from hoard.runners.progress import generation_bar
 from hoard.runners.sweep import local, prepare, view
-from hoard.runners.sweep.job import Job, Launcher, how_it_ended, tail
+from hoard.runners.sweep.job import Job, Launcher, end_all, how_it_ended, tail
 from hoard.runners.sweep.limits import TRANSIENT, Limits, as_size
 from hoard.runners.sweep.local import LocalProcess, oom_kills
 from hoard.runners.sweep.record import Record
@@ -194,7 +193,7 @@ class Sweep:
             self.console.print(f"{len(self._running)} cells of an earlier sweep still run: adopted", highlight=False)
         if unwanted:
             self.console.print(f"{len(unwanted)} cells of an earlier sweep are not wanted now: ended", highlight=False)
-            self._end(unwanted)
+            end_all(unwanted, _GRACE)
 
     def _work_off(self) -> None:
         live = Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
@@ -227,13 +226,12 @@ class Sweep:
         return None
 
     def _start(self, job: Job) -> None:
-        job.log_start = job.log.stat().st_size if job.log.exists() else 0
-        job.started, job.oom_kills = time.time(), oom_kills()
+        job.note_launch()
         job.attempts += 1
         job.over = job.kill_at = job.failure = job.error = None
         job.gpu = self._take_gpu()
         more = {} if job.gpu is None else {"CUDA_VISIBLE_DEVICES": job.gpu}
-        job.process = self.launch(self._command(job), job.log, more)
+        job.process = self.launch(job.command(self.results), job.log, more)
         if (note := getattr(self.launch, "note", None)) and not self._noted:
             self._noted = True
             self.console.print(f"note: each cell starts as a fresh process, since {note}", style="yellow", markup=False)
@@ -287,10 +285,6 @@ class Sweep:
     def _put_off(self, job: Job, seconds: float) -> None:
         heapq.heappush(self._later, (time.time() + seconds, id(job), job))
 
-    def _command(self, job: Job) -> list[str]:
-        place = ["--results", str(self.results), "--planned", str(job.run)]
-        return [sys.executable, str(job.algo_file), *job.cell.args, *place]
-
     def _status(self, job: Job) -> dict[str, Any]:
         return status_of(self.results / job.run) if job.run else {"status": "pending"}
 
@@ -299,13 +293,12 @@ class Sweep:
         status = self._status(job)
         if status["status"] == "finished" and code in (OK, local.UNKNOWN):
             return "finished", None, None
-        recorded = self.results / str(job.run) / STATUS
-        of_this_start = recorded.exists() and recorded.stat().st_mtime >= job.started
-        error = status.get("error") if of_this_start else None
+        own = job.own_status(self.results)
+        error = own.get("error")
         if job.over:
             failure, how = job.over
             return "failed", failure, how
-        if code == STOPPED or (code == local.UNKNOWN and of_this_start and status["status"] == "interrupted"):
+        if code == STOPPED or (code == local.UNKNOWN and own.get("status") == "interrupted"):
             return "interrupted", None, None
         if code == local.UNKNOWN:
             failure, how = ("error", "") if error else ("lost", "it ended while no sweep watched it")
@@ -356,21 +349,9 @@ class Sweep:
 
     def _stop(self) -> None:
         """End what runs, with a checkpoint where it can; a second Ctrl-C, or the end of the grace time, kills."""
-        self._end([job.process for job in self._running if job.process])
+        end_all([job.process for job in self._running if job.process], _GRACE)
         for job in self._running:
             self._set(job, "interrupted")
-
-    @staticmethod
-    def _end(processes: list[Any]) -> None:
-        for process in processes:
-            process.terminate()
-        deadline = time.monotonic() + _GRACE
-        with contextlib.suppress(KeyboardInterrupt):
-            while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-                time.sleep(0.05)
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from hoard.records.errors import BadInput
 from hoard.records.files import read_json
 from hoard.records.folder import ALGORITHM, EPISODES, PROVENANCE, status_of
 from hoard.records.locks import is_locked
-from hoard.records.names import dataset_slug
+from hoard.records.names import log_name
 from hoard.runners import algorithms, provenance
 from hoard.runners.sweep.forecast import aligned, duration
 
@@ -115,7 +115,7 @@ def _state(entry: dict[str, Any], folder: Path, at_work: bool, now: Now) -> dict
         failure = error = None
     state = {name: entry[name] for name in ("method", "algo", "dataset", "seed", "run", "overrides")}
     state |= {"status": status, "failure": failure, "error": error, "stale": [], "eta": None, "score": None}
-    state["log"] = str(folder / "logs" / f"{entry['method']}--{dataset_slug(entry['dataset'])}--{entry['seed']}.log")
+    state["log"] = str(folder / "logs" / log_name(entry["method"], entry["dataset"], entry["seed"]))
     state["stage"] = told.get("phase") or ("updates" if told["status"] != "pending" else None)
     state["done"], state["total"] = told.get("phase_update"), told.get("phase_updates")
     state["per_second"] = told.get("updates_per_second")

@@ -11,7 +11,7 @@ import psutil
 from hoard.records.errors import FAILED, OK, STOPPED
 from hoard.records.folder import status_of
 from hoard.records.locks import is_locked
-from hoard.runners.sweep.local import kill_tree
+from hoard.runners.sweep.local import AdoptedProcess
 
 
 class Orphan:
@@ -33,17 +33,16 @@ class Orphan:
 
     def terminate(self) -> None:
         if process := self._process():
-            with contextlib.suppress(psutil.Error):
-                process.terminate()
+            process.terminate()
 
     def kill(self) -> None:
         if process := self._process():
-            kill_tree(process.pid)
+            process.kill()
 
-    def _process(self) -> psutil.Process | None:
+    def _process(self) -> AdoptedProcess | None:
         """The one that the folder names, if it is here and that run's indeed."""
         run = "/".join(self._folder.parts[-4:])
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(status_of(self._folder).get("pid") or 0)
-            return process if run in process.cmdline() else None
+            return AdoptedProcess(process) if run in process.cmdline() else None
         return None

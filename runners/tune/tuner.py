@@ -9,13 +9,11 @@ the process.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +37,7 @@ from hoard.runners.address import address
 from hoard.runners.progress import generation_bar
 from hoard.runners.space import PROTOCOL
 from hoard.runners.sweep import view
-from hoard.runners.sweep.job import Job, how_it_ended, tail
+from hoard.runners.sweep.job import Job, end_all, how_it_ended, tail
 from hoard.runners.sweep.local import LocalProcess, environment, oom_kills
 from hoard.runners.sweep.plan import Planner, Unusable
 from hoard.runners.sweep.schedule import interruptible
@@ -317,10 +315,8 @@ class Tuner:
             job.process = Orphan(folder)
         else:
             job.log.parent.mkdir(parents=True, exist_ok=True)
-            job.log_start = job.log.stat().st_size if job.log.exists() else 0
-            job.started, job.oom_kills = time.time(), oom_kills()
-            place = ["--results", str(self.results), "--planned", str(job.run)]
-            job.process = LocalProcess([sys.executable, str(self.algo_file), *job.cell.args, *place], job.log)
+            job.note_launch()
+            job.process = LocalProcess(job.command(self.results), job.log)
         job.status = "running"
         number = one.jobs.index(job)
         one.starts[number] = one.starts.get(number, 0) + 1
@@ -442,9 +438,7 @@ class Tuner:
                 job.process.kill()
 
     def _settle(self, one: LiveTrial, job: Job, code: int) -> None:
-        folder = self.results / str(job.run)
-        status = status_of(folder)
-        if code == OK and status["status"] == "finished":
+        if code == OK and status_of(self.results / str(job.run))["status"] == "finished":
             job.status = "finished"
             return
         if one.verdict is not None:  # stopped with its trial
@@ -458,8 +452,7 @@ class Tuner:
             job.status = "pending"  # it resumes from its checkpoint, or says itself what is wrong with it
             return
         failure, how = how_it_ended(code, job.oom_kills, oom_kills())
-        of_this_start = (folder / "status.json").exists() and (folder / "status.json").stat().st_mtime >= job.started
-        error = status.get("error") if of_this_start else None
+        error = job.own_status(self.results).get("error")
         printed = job.log_text()
         job.fail(failure, error or f"{how}; {tail(printed, 3)}")
         if os.strerror(errno.ENOSPC) in printed or shutil.disk_usage(self.results).free < _FULL:
@@ -523,17 +516,7 @@ class Tuner:
 
     def _stop(self) -> None:
         """End all runs; their trials stay running in the study, for the next tuner to take up."""
-        work = [job for one in self.live for job in one.at_work]
-        deadline = time.monotonic() + _GRACE
-        for job in work:
-            assert job.process
-            job.process.terminate()
-        with contextlib.suppress(KeyboardInterrupt):  # a second one: at once
-            while any(job.process and job.process.poll() is None for job in work) and time.monotonic() < deadline:
-                time.sleep(0.05)
-        for job in work:
-            if job.process and job.process.poll() is None:
-                job.process.kill()
+        end_all([job.process for one in self.live for job in one.at_work if job.process], _GRACE)
         for one in self.live:
             one.lock.close()
 
