@@ -1,4 +1,4 @@
-"""Command lines of algorithm files, as tests start them."""
+"""Command lines of algorithm files and a suite, as tests start them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SMALL_SUITE = """
+description = "a test"
+seeds = 2
+datasets = ["test/pendulum-v0"]
+[options]
+updates = 40
+hidden = [16]
+batch_size = 32
+log_every = 20
+eval_every = 40
+eval_episodes = 2
+final_eval_episodes = 3
+checkpoint_every = 20
+[method.bc]
+"""
 
 
 def command(algo: str | Path, *args: str, results: Path) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,12 @@ class Draws:
         assert not self.queue, "a draw was not asked for"
 
 
-def linears(module: nn.Module) -> list[nn.Linear]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-
-
-class Peer:
+class Peer(ABC):
     """An algorithm of d3rlpy and the names of its parameters in the exchanged files."""
 
     def __init__(self, told: dict[str, Any]) -> None:
         self.told, self.draws, self.gradients = told, Draws(), {}
         self.losses: dict[str, float] = {}
-        self.update_number = 0
         o = told["options"]
         encoder = VectorEncoderFactory(hidden_units=list(o["hidden"]), activation="relu")
         self.impl = self.make(o, encoder)
@@ -73,9 +69,14 @@ class Peer:
             if isinstance(thing, nn.Module):
                 thing.double()
         self.names = {parameter: name for name, parameter in self.parameters().items()}
+        self.adapt()
 
+    @abstractmethod
     def make(self, o: dict[str, Any], encoder: VectorEncoderFactory) -> Any:
-        raise NotImplementedError
+        """d3rlpy's implementation with these options."""
+
+    def adapt(self) -> None:  # noqa: B027  most peers need nothing
+        """Change once what departs in the finished implementation."""
 
     def create(self, config: Any) -> Any:
         algo = config.create(device=False)
@@ -85,25 +86,20 @@ class Peer:
     def parameters(self) -> dict[str, nn.Parameter]:
         found: dict[str, nn.Parameter] = {}
         m = self.modules
-        groups = {"policy": getattr(m, "policy", None), "value": getattr(m, "value_func", None)}
-        groups |= {"targ_policy": getattr(m, "targ_policy", None), "policy ": getattr(m, "imitator", None)}
+        policy = getattr(m, "policy", None) or getattr(m, "imitator", None)
+        groups = {"policy": policy, "value": getattr(m, "value_func", None)}
+        groups["targ_policy"] = getattr(m, "targ_policy", None)
         for name in ("q_funcs", "targ_q_funcs"):
             for i, head in enumerate(getattr(m, name, [])):
                 groups[f"{name.removesuffix('_funcs')}{i}"] = head
         for name, module in groups.items():
             if module is None:
                 continue
-            for k, layer in enumerate(linears(module)):
-                for part in ("weight", "bias"):
-                    found[f"{name.strip()}/layer{k}/{part}"] = getattr(layer, part)
-            norms = [layer for layer in module.modules() if isinstance(layer, nn.LayerNorm)]
-            for k, layer in enumerate(norms):
-                found[f"{name.strip()}/norm{k}/weight"], found[f"{name.strip()}/norm{k}/bias"] = (
-                    layer.weight,
-                    layer.bias,
-                )
+            for kind, word in ((nn.Linear, "layer"), (nn.LayerNorm, "norm")):
+                for k, layer in enumerate(one for one in module.modules() if isinstance(one, kind)):
+                    found |= {f"{name}/{word}{k}/weight": layer.weight, f"{name}/{word}{k}/bias": layer.bias}
             if isinstance(getattr(module, "_logstd", None), nn.Parameter):
-                found[f"{name.strip()}/log_std"] = module._logstd
+                found[f"{name}/log_std"] = module._logstd
         for name in ("log_temp", "log_alpha"):
             if f"start:{name}" in self.told["arrays"]:  # d3rlpy's AWAC carries a temperature that it does not use
                 found[name] = next(getattr(m, name).parameters())
@@ -257,9 +253,19 @@ class SAC(Peer):
         """Later, see `step`; until then the actor's loss adds to the gradient."""
         self.of_temperature = next(self.modules.log_temp.parameters()).grad.clone()
 
+    def adapt(self):
+        own_temperature(self)
+        loss_of = self.impl.compute_critic_loss
+
+        def halved(batch: Any, target: Tensor) -> Any:
+            # DEPARTURE: d3rlpy sums the errors of the two heads; stable-baselines3 takes half of the sum.
+            loss = loss_of(batch, target)
+            return type(loss)(critic_loss=0.5 * loss.critic_loss)
+
+        self.impl.compute_critic_loss = halved
+
     def step(self, batch, number):
         impl = self.impl
-        own_temperature(self)
 
         def log_prob_from_raw_y(self: Any, raw: Tensor) -> Tensor:
             # DEPARTURE: d3rlpy computes log(1 - tanh(u)^2) exactly; stable-baselines3 and hoard's SAC add 1e-6 to it.
@@ -268,14 +274,6 @@ class SAC(Peer):
 
         before = SquashedGaussianDistribution._log_prob_from_raw_y
         SquashedGaussianDistribution._log_prob_from_raw_y = log_prob_from_raw_y
-        loss_of = type(impl).compute_critic_loss
-
-        def halved(batch: Any, target: Tensor) -> Any:
-            # DEPARTURE: d3rlpy sums the errors of the two heads; stable-baselines3 takes half of the sum.
-            loss = loss_of(impl, batch, target)
-            return type(loss)(critic_loss=0.5 * loss.critic_loss)
-
-        impl.compute_critic_loss = halved
         metrics = impl.update_critic(batch)
         # DEPARTURE: d3rlpy's actor sees the temperature after its step, stable-baselines3's before.
         metrics |= impl.update_actor(batch)
@@ -310,7 +308,7 @@ class CQL(Peer):
     def step_temperature(self) -> None:
         self.modules.temp_optim.step()
 
-    def step(self, batch, number):
+    def adapt(self):
         own_temperature(self)
         if not self.told["options"]["backup_entropy"] and not self.told["options"]["max_target"]:
             # DEPARTURE: without entropy in the target d3rlpy asks the policy's mean, CORL and hoard a sample.
@@ -323,6 +321,8 @@ class CQL(Peer):
                     return forwarder.compute_target(batch.next_observations, dist.sample(), reduction="min")
 
             self.impl.compute_target = target
+
+    def step(self, batch, number):
         # DEPARTURE: d3rlpy steps the critic first; CQL's own code and CORL step the temperature and the actor before.
         metrics = self.impl.update_actor(batch)
         metrics |= self.impl.update_critic(batch)
@@ -413,8 +413,7 @@ class ReBRAC(TD3BC):
 
 class PRDC(TD3BC):
     def make(self, o, encoder):
-        impl = self.create(d3rlpy.algos.PRDCConfig(**self.common(o, encoder), alpha=o["alpha"], beta=o["beta"]))
-        return impl
+        return self.create(d3rlpy.algos.PRDCConfig(**self.common(o, encoder), alpha=o["alpha"], beta=o["beta"]))
 
     def load(self, arrays):
         super().load(arrays)

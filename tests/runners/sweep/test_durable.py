@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import ROOT
+from helpers import ROOT, SMALL_SUITE
 
 from hoard.analysis.results import load
 from hoard.cli import main
@@ -24,31 +24,9 @@ from hoard.runners.sweep.limits import Limits, as_size, parse_duration, parse_si
 from hoard.runners.sweep.schedule import Sweep
 from hoard.runners.sweep.suite import read, select
 
-SUITE = """
-description = "a test"
-seeds = 2
-datasets = ["test/pendulum-v0"]
-[options]
-updates = 40
-hidden = [16]
-batch_size = 32
-log_every = 20
-eval_every = 40
-eval_episodes = 2
-final_eval_episodes = 3
-checkpoint_every = 20
-[method.bc]
-"""
 START = "def train(cfg: Config, run: Run) -> None:\n"
 HOOK = "        run.log(update(buffer.sample(cfg.batch_size, generator)))\n"
 QUICK = Limits(retries=2, backoff=0.05)
-
-
-@pytest.fixture
-def suite_file(tmp_path, tiny):
-    path = tmp_path / "small.toml"
-    path.write_text(SUITE)
-    return path
 
 
 @pytest.fixture
@@ -65,7 +43,7 @@ def forks(tmp_path, suite_file):
             text = source.replace(START, START + line) if at_start else source.replace(HOOK, line + HOOK)
             (tmp_path / f"{name}.py").write_text(text)
             sections += f"[method.{name}]\nalgo = '{name}.py'\n"
-        suite_file.write_text(SUITE.replace("[method.bc]", sections))
+        suite_file.write_text(SMALL_SUITE.replace("[method.bc]", sections))
 
     return make
 

@@ -13,7 +13,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, command
+from helpers import ROOT, SMALL_SUITE, command
 
 from hoard.records.errors import BadInput
 from hoard.runners.sweep import local, schedule
@@ -21,29 +21,7 @@ from hoard.runners.sweep.job import how_it_ended
 from hoard.runners.sweep.schedule import Sweep
 from hoard.runners.sweep.suite import read, select
 
-SUITE = """
-description = "a test"
-seeds = 2
-datasets = ["test/pendulum-v0"]
-[options]
-updates = 40
-hidden = [16]
-batch_size = 32
-log_every = 20
-eval_every = 40
-eval_episodes = 2
-final_eval_episodes = 3
-checkpoint_every = 20
-[method.bc]
-"""
 LONG = ["--updates", "100000", "--hidden", "16", "--log-every", "50", "--eval-every", "100000", "--threads", "1"]
-
-
-@pytest.fixture
-def suite_file(tmp_path, tiny):
-    path = tmp_path / "small.toml"
-    path.write_text(SUITE)
-    return path
 
 
 def statuses(results: Path) -> list[dict]:
@@ -125,7 +103,7 @@ def failing(suite_file, tmp_path):
         start = "def train(cfg: Config, run: Run) -> None:\n"
         assert start in source
         (tmp_path / "fails.py").write_text(source.replace(start, f"{start}    raise {error}\n"))
-        suite_file.write_text(SUITE.replace("[method.bc]", "[method.fails]\nalgo = 'fails.py'"))
+        suite_file.write_text(SMALL_SUITE.replace("[method.bc]", "[method.fails]\nalgo = 'fails.py'"))
         return Sweep(read(str(suite_file)), tmp_path / "results", 1, "test")
 
     return make
