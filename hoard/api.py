@@ -78,12 +78,13 @@ def evaluate(run: str | Path, episodes: int = 100, seed: int = 0, device: str = 
 def watch(run: str | Path, out: str | Path, episodes: int = 1, seed: int = 0) -> list[Path]:
     """Record a trained policy at work, without a screen: `out`.mp4 and `out`.gif, whose paths are returned.
 
-    Raises BadInput if the environment cannot be rendered here, or if there is no policy.
+    A name that ends in .gif or .mp4 asks for that one alone. The episodes are those of `evaluate` with the same
+    `episodes` and `seed`. Raises BadInput if the environment cannot be rendered here, or if there is no policy.
     """
     from hoard.runners import watch as recording
 
     recording.prepare_offscreen()
-    return recording.record(load_policy(run), Path(out), episodes, seed)[0]
+    return recording.record(load_policy(run), Path(out), episodes, seed).paths
 
 
 def results(folder: str | Path = "results") -> pd.DataFrame:

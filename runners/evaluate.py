@@ -59,6 +59,9 @@ class Actor(Protocol):
 Policy = Actor | Act
 """A module with `act`, or a function (obs, history) -> action in [-1, 1]."""
 
+Witness = Callable[[int, gym.Env, np.ndarray | None], None]
+"""Called with the number of an episode, its environment, and the action just executed; None after the reset."""
+
 
 def uses_history(policy: Policy) -> bool:
     """Whether a policy looks at more than the present observation."""
@@ -137,20 +140,25 @@ class Evaluator:
             )
 
     @torch.no_grad()
-    def __call__(self, policy: Policy, seeds: list[int], generator: torch.Generator) -> list[dict[str, Any]]:
+    def __call__(
+        self, policy: Policy, seeds: list[int], generator: torch.Generator, witness: Witness | None = None
+    ) -> list[dict[str, Any]]:
         """One row per seed: eval_seed, return, length, success (None if never reported), score.
 
-        `generator` is what a stochastic policy draws from.
+        `generator` is what a stochastic policy draws from. `witness` is told of every reset and every step.
         """
         rows: list[dict[str, Any]] = []
         for first in range(0, len(seeds), _LOCKSTEP):
-            rows += self._lockstep(policy, seeds[first : first + _LOCKSTEP], generator)
+            rows += self._lockstep(policy, seeds[first : first + _LOCKSTEP], generator, witness, first)
         scores = self.task.normalized_score(np.array([row["return"] for row in rows]))
         for row, score in zip(rows, scores):
             row["score"] = float(score)
         return rows
 
-    def _lockstep(self, policy: Policy, seeds: list[int], generator: torch.Generator) -> list[dict[str, Any]]:
+    def _lockstep(
+        self, policy: Policy, seeds: list[int], generator: torch.Generator, witness: Witness | None, first: int
+    ) -> list[dict[str, Any]]:
+        """The episodes of some seeds; the number of the first among all is `first`."""
         act, scaled = act_of(policy)
         n = len(seeds)
         while len(self.envs) < n:
@@ -165,6 +173,9 @@ class Evaluator:
             generator,
         )
         obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds)])
+        if witness:
+            for k in range(n):
+                witness(first + k, self.envs[k], None)
         total, length = np.zeros(n), np.zeros(n, int)
         success: list[bool | None] = [None] * n
         running = np.ones(n, bool)
@@ -182,6 +193,8 @@ class Evaluator:
             for i in np.flatnonzero(running):
                 obs[i], reward[i], terminated, truncated, info = self.envs[i].step(clipped[i])
                 length[i] += 1
+                if witness:
+                    witness(first + int(i), self.envs[i], clipped[i])
                 if "success" in info:
                     success[i] = bool(success[i]) or bool(info["success"])
                 running[i] = not (terminated or truncated)

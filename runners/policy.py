@@ -22,7 +22,7 @@ from hoard.records.files import read_json, write_atomic, write_json
 from hoard.records.schema import SCHEMA_VERSION
 from hoard.runners.algorithms import import_file
 from hoard.runners.config import from_plain
-from hoard.runners.evaluate import Evaluator, History, act_of, fresh_seed, uses_history
+from hoard.runners.evaluate import Evaluator, History, Witness, act_of, fresh_seed, uses_history
 from hoard.runners.task import Task
 
 _GIVEN = ("cfg", "obs_dim", "action_dim", "generator")
@@ -145,8 +145,8 @@ def load_policy(run: str | Path, device: str = "cpu") -> Policy:
     return Policy(actor.eval().requires_grad_(False), task, spec["algo"], spec["config"], where)
 
 
-def score(policy: Policy, episodes: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Roll a policy out in its environment: one row per episode, as `Evaluator` gives them.
+def score(policy: Policy, episodes: int, seed: int = 0, witness: Witness | None = None) -> list[dict[str, Any]]:
+    """Roll a policy out in its environment: one row per episode, as `Evaluator` gives them, `witness` beside it.
 
     Episode seeds follow from `seed` and are none of a run's own evaluations. Raises BadInput for less than one episode.
     """
@@ -155,6 +155,7 @@ def score(policy: Policy, episodes: int, seed: int = 0) -> list[dict[str, Any]]:
     evaluator = Evaluator(policy.task, policy.device)
     try:
         seeds = [fresh_seed(seed, k) for k in range(episodes)]
-        return evaluator(policy.actor, seeds, torch.Generator(policy.device).manual_seed(seed))  # type: ignore[arg-type]
+        generator = torch.Generator(policy.device).manual_seed(seed)
+        return evaluator(policy.actor, seeds, generator, witness)  # type: ignore[arg-type]
     finally:
         evaluator.close()

@@ -23,12 +23,16 @@ def add_parsers(commands: Any) -> None:
     watch = commands.add_parser(
         "watch",
         help="see a trained policy: in a window, or as video and animated image",
-        description="With a screen a window opens; without one, or with --out, an MP4 and a GIF are written.",
+        description="With a screen a window opens; without one, or with --out, an MP4 and a GIF are written. The "
+        "episodes are those of `hoard evaluate` with the same --episodes and --seed.",
         epilog="example: hoard watch results/runs/iql/hoard-pointmaze-umaze-v0/0-1a2b3c4d5e6f --out maze",
         allow_abbrev=False,
     )
     watch.add_argument(
-        "--out", type=Path, metavar="NAME", help="write NAME.mp4 and NAME.gif (default without a screen)"
+        "--out",
+        type=Path,
+        metavar="NAME",
+        help="write NAME.mp4 and NAME.gif, or the one that NAME ends in (default without a screen: policy in RUN)",
     )
     export = commands.add_parser(
         "export",
@@ -86,8 +90,9 @@ def _watch(args: argparse.Namespace) -> int:
     if args.out is None and watch.has_display():
         returns = watch.show(policy, args.episodes, args.seed)
     else:
-        paths, returns = watch.record(policy, args.out or args.run / "policy", args.episodes, args.seed)
-        print(*paths, sep="\n")
+        recording = watch.record(policy, args.out or args.run / "policy", args.episodes, args.seed)
+        print(*recording.paths, sep="\n")
+        returns = recording.rollout.returns
     print(f"returns: {', '.join(f'{value:.2f}' for value in returns)}")
     return 0
 

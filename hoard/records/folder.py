@@ -12,6 +12,8 @@ CONFIG, PROVENANCE, STATUS, LOG = "config.json", "provenance.json", "status.json
 CHECKPOINT = "checkpoint.pt"  # what an unfinished run resumes from
 POLICY, POLICY_SPEC = "policy.safetensors", "policy.json"  # the trained policy: weights, and how to build it
 ALGORITHM = "algorithm.py"  # the algorithm file as it was
+FILM, VIDEO = "policy.gif", "policy.mp4"  # the policy at work, once it was recorded
+PATHS = "paths.png"  # its paths through the maze, once they were drawn
 
 
 def status_of(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 
 import hoard
 from hoard.cli import main
+from hoard.records import media
 
 QUICK = {"updates": 40, "hidden": (16,), "log_every": 20, "eval_every": 40, "final_eval_episodes": 2}
 
@@ -61,6 +63,29 @@ def test_watch_writes_video_and_image(call, iql, tmp_path, monkeypatch):
     assert "returns: -" in out
     status, _, err = call("watch", iql, "--out", tmp_path / "nowhere" / "swing")
     assert (status, "there is no folder" in err) == (2, True)
+
+
+def test_what_is_filmed_is_what_is_evaluated(call, iql, tmp_path):
+    for name in ("one.gif", "other.gif"):
+        status, out, err = call("watch", iql, "--out", tmp_path / name, "--episodes", 2, "--seed", 5)
+        assert status == 0, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.gif", "other.gif"]  # no film was asked for
+    assert (tmp_path / "one.gif").read_bytes() == (tmp_path / "other.gif").read_bytes()
+    rows = json.loads(call("evaluate", iql, "--episodes", 2, "--seed", 5, "--json")[1])["episodes"]
+    assert f"returns: {rows[0]['return']:.2f}, {rows[1]['return']:.2f}" in out
+    record = media.read_record(tmp_path / "one.gif")
+    assert record["episodes"] == rows
+    assert (record["seed"], record["algo"], record["dataset"]) == (5, "iql", "test/pendulum-v0")
+    assert "2 evaluation episodes from seed 5: mean return -" in record["alt"]
+
+
+def test_without_ffmpeg_there_is_still_an_image(call, iql, tmp_path, monkeypatch):
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: (_ for _ in ()).throw(RuntimeError("none")))
+    status, out, err = call("watch", iql, "--out", tmp_path / "swing")
+    assert status == 0, err
+    assert out.startswith(f"{tmp_path / 'swing.gif'}\nreturns:")
+    status, _, err = call("watch", iql, "--out", tmp_path / "swing.mp4")
+    assert (status, "there is no ffmpeg" in err) == (2, True)
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "onnx"])
