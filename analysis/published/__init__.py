@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ COLUMNS = (
     "source", "how_sure",
 )  # fmt: skip
 SPARE = ("95 %", "seeds", "source", "n", "told")  # as in `tables`
+NAMES = {"return": "raw return", "score": "normalised score", "success": "success rate"}
+_LENGTH = re.compile(r"-\d+k(?=-singletask)")  # of an OGBench set made here
 HIGHER, LOWER, EVEN = "ours higher", "ours lower", "not told apart"
 
 
@@ -77,7 +80,10 @@ def published_table(loaded: Results) -> tables.Table | None:
 
 
 def same(ours: str, theirs: str) -> bool:
-    """Whether the id is the one of the published numbers, or a file of the user's that is evaluated like it."""
+    """Whether the id is that of the published numbers, a file of the user's that is evaluated like it, or an OGBench
+    set of the same kind that was made here."""
+    if ours.startswith("ogbench:"):
+        ours = _LENGTH.sub("", ours)
     return ours == theirs or ours.endswith(f"+as={theirs.removeprefix('d4rl:')}")
 
 
@@ -86,6 +92,9 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Our methods, each with every number that it has a counterpart in, then the published others."""
     rows, shown = [], set()
+    spare = "score" if values["score"].notna().any() else "return"
+    if set(known["measure"]) == {"success"}:
+        spare = "success"
     matches = sources()["methods"]
     present = [method for method in methods if method in set(values["method"])]
     phases = {"online" if method in online else "offline" for method in present}
@@ -94,16 +103,21 @@ def _rows(
         wanted = [name for name, ours in matches.items() if method in ours]
         own = known[known["algorithm"].isin(wanted) & (known["phase"] == phase)].to_dict("records")
         shown |= {(row["algorithm"], row["source"], row["phase"]) for row in own}
-        rows += [_row(dataset, method, values, row) for row in own] or [_row(dataset, method, values, None)]
+        rows += [_row(dataset, method, values, row, row["measure"]) for row in own] or [
+            _row(dataset, method, values, None, spare)
+        ]
     others = known[known["phase"].isin(phases)].to_dict("records")
     rows += [
-        _row(dataset, "", values, row) for row in others if (row["algorithm"], row["source"], row["phase"]) not in shown
+        _row(dataset, "", values, row, row["measure"])
+        for row in others
+        if (row["algorithm"], row["source"], row["phase"]) not in shown
     ]
     return rows if any(row["published_as"] for row in rows) else []
 
 
-def _row(dataset: str, method: str, values: pd.DataFrame, theirs: dict[str, Any] | None) -> dict[str, Any]:
-    measure = theirs["measure"] if theirs else "score" if values["score"].notna().any() else "return"
+def _row(
+    dataset: str, method: str, values: pd.DataFrame, theirs: dict[str, Any] | None, measure: str
+) -> dict[str, Any]:
     own = values.loc[values["method"] == method, measure].to_numpy(float)
     interval = stats.mean_interval([own])
     row = {
@@ -146,12 +160,10 @@ def _display(frame: pd.DataFrame, several: bool) -> pd.DataFrame:
         "dataset": [row["dataset"] for row in rows],
         "method": [row["method"] or tables.DASH for row in rows],
         "n": [str(row["seeds"]) if row["method"] else tables.DASH for row in rows],
-        "ours: mean ± std": [_spread(row["mean"], row["std"]) for row in rows],
-        "95 % Student t": [
-            tables.DASH if np.isnan(row["t_low"]) else f"[{row['t_low']:.1f}, {row['t_high']:.1f}]" for row in rows
-        ],
+        "ours: mean ± std": [_spread(row["mean"], row["std"], row["measure"]) for row in rows],
+        "95 % Student t": [_interval(row) for row in rows],
         "published as": [row["published_as"] or tables.DASH for row in rows],
-        "published: mean ± std": [_spread(row["published_mean"], row["published_std"]) for row in rows],
+        "published: mean ± std": [_spread(row["published_mean"], row["published_std"], row["measure"]) for row in rows],
         "seeds": [str(row["published_seeds"] or tables.DASH) for row in rows],
         "source": [row["source"] or tables.DASH for row in rows],
         "told apart": [row["overlap"] or tables.DASH for row in rows],
@@ -162,7 +174,7 @@ def _display(frame: pd.DataFrame, several: bool) -> pd.DataFrame:
 def _notes(frame: pd.DataFrame, used: Sequence[tuple[str, str]]) -> list[str]:
     known, notes = sources(), []
     measures = dict.fromkeys(frame.loc[frame["source"] != "", "measure"])
-    what = " or ".join({"return": "raw return", "score": "normalised score"}[name] for name in measures)
+    what = " or ".join(NAMES[name] for name in measures)
     on = f" on {used[0][1]}" if len(used) == 1 else ""
     for name, own in frame[frame["source"] != ""].groupby("source", sort=False):
         sure = "; ".join(known["how_sure"][how] for how in own["how_sure"].unique())
@@ -173,17 +185,25 @@ def _notes(frame: pd.DataFrame, used: Sequence[tuple[str, str]]) -> list[str]:
         "Published numbers enter no mean, rank or figure of ours."
     )
     notes += [
-        f"Ours is on {ours}: other data than {theirs}, of that layout and scored on its scale."
+        f"Ours is on {ours}: other data than {theirs}, of that layout and measured as there."
         for ours, theirs in used
         if ours != theirs
     ]
     return notes
 
 
-def _spread(mean: float, std: float) -> str:
+def _spread(mean: float, std: float, measure: str) -> str:
     if np.isnan(mean):
         return tables.DASH
-    return f"{mean:.1f}" if np.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+    digits = 2 if measure == "success" else 1
+    return f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" ± {std:.{digits}f}")
+
+
+def _interval(row: dict[str, Any]) -> str:
+    if np.isnan(row["t_low"]):
+        return tables.DASH
+    digits = 2 if row["measure"] == "success" else 1
+    return f"[{row['t_low']:.{digits}f}, {row['t_high']:.{digits}f}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

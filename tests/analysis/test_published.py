@@ -156,7 +156,24 @@ def test_numbers_of_guided_flow_policy_are_those_of_its_release():
         for name, theirs in {"GFP": "gfp", "FQL": "fql", "flow BC": "flow_bc", "ReBRAC": "rebrac"}.items():
             found = known.loc[(row["dataset"], name)]
             assert (found["mean"], found["spread"]) == (row[f"{theirs}_mean"], row[f"{theirs}_std"])
-    assert len(known) == 4 * 21
+    assert len(known) == 4 * 21 + 4 * 5  # the rest are OGBench's cube, five tasks
+
+
+def test_a_set_of_ogbench_made_here_stands_beside_the_published_one_by_its_success_rate(sweep):
+    ours = "ogbench:cube-single-noisy-100k-singletask-task1-v0"
+    for seed, success in enumerate((True, False, True)):
+        for method in ("iql", "bc"):
+            sweep.cell(method, ours, seed, normalised=False, success=success)
+    table = published.published_table(results.load(sweep.write()))
+    rows = {row["method"]: row for row in shown(table)}
+    assert rows["iql"]["ours: mean ± std"] == "0.67 ± 0.58"
+    assert rows["iql"]["published: mean ± std"] == "0.52 ± 0.07"
+    assert rows["iql"]["told apart"] == "not told apart"
+    assert rows["bc"]["ours: mean ± std"] == "0.67 ± 0.58"  # the same measure, though nothing stands beside it
+    assert "success rate" in table.notes[-2]
+    assert ours in table.notes[-1]
+    for other in ("ogbench:cube-single-noisy-100k-singletask-task2-v0", "ogbench:cube-single-play-singletask-task1-v0"):
+        assert not published.same(other, "ogbench:cube-single-noisy-singletask-task1-v0")
 
 
 @pytest.mark.skipif(not CURVES.is_file(), reason="CORL's curves are not here")
@@ -187,10 +204,11 @@ def test_corls_curves_through_our_code_give_its_table(sweep, dataset):
 
 def test_suites_of_published_sets_find_their_numbers():
     known = published.numbers()
-    for name in ("d4rl-locomotion", "d4rl-adroit", "d4rl-antmaze", "d4rl-maze2d", "minari-adroit", "minari-mujoco"):
+    for name in ("d4rl-locomotion", "d4rl-adroit", "d4rl-antmaze", "d4rl-maze2d", "minari-adroit", "minari-mujoco",
+                 "ogbench-local"):  # fmt: skip
         shipped = suite.read(name)
         for dataset in shipped.datasets:
-            assert (known["dataset"] == dataset).any(), dataset
+            assert any(published.same(dataset, theirs) for theirs in known["dataset"].unique()), dataset
         matches = {
             ours for algorithm in known["algorithm"] for ours in published.sources()["methods"].get(algorithm, ())
         }
