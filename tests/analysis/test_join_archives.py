@@ -1,0 +1,67 @@
+"""Archives of one suite join to the archive of the whole sweep, and what cannot stand in one table is refused."""
+
+import json
+
+import pytest
+from helpers import ROOT
+from synthetic import script
+
+from hoard.analysis import results
+
+tool = script(ROOT / "tools" / "join_archives.py")
+
+
+def part(archive, folder, seeds, **changes):
+    """An archive of some seeds of another one."""
+    record = json.loads((archive / "cells.json").read_text())
+    record["cells"] = [cell for cell in record["cells"] if cell["seed"] in seeds]
+    folder.mkdir()
+    (folder / "cells.json").write_text(json.dumps(record | changes))
+    runs = [cell["run"] for cell in record["cells"]]
+    table = results.load(archive, everything=True).episodes
+    results.write_table(table[table["run"].isin(runs)].drop(columns="status", errors="ignore"), folder)
+    return folder
+
+
+@pytest.fixture
+def halves(archive, tmp_path):
+    return [part(archive, tmp_path / "first", {0, 1}), part(archive, tmp_path / "second", {1, 2, 3, 4})]
+
+
+def change(folder, edit):
+    record = json.loads((folder / "cells.json").read_text())
+    edit(record)
+    (folder / "cells.json").write_text(json.dumps(record))
+
+
+def test_two_halves_are_the_whole_again(archive, halves):
+    change(halves[1], lambda record: record["provenance"].update(revision="4567cdef"))
+    tool.main([str(half) for half in halves])
+    keys = ["method", "dataset", "seed", "variant", "update", "episode"]
+    whole, again = (results.frame(folder).sort_values(keys, ignore_index=True) for folder in (archive, halves[0]))
+    assert whole.equals(again)
+    record = json.loads((halves[0] / "cells.json").read_text())
+    assert record["provenance"]["revision"] == "0123abcd, 4567cdef"
+    assert len(record["cells"]) == len(json.loads((archive / "cells.json").read_text())["cells"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda record: record.update(suite="other"), "suite is 'other'"),
+        (lambda record: record.update(metric="success"), "metric is 'success'"),
+        (lambda record: record["provenance"]["versions"].update(torch="1.0"), "made with torch 1.0"),
+        (lambda record: [cell.update(data_hash="other") for cell in record["cells"]], "the data of"),
+        (lambda record: [cell.update(overrides={"lr": 1.0}) for cell in record["cells"]], "other options"),
+        (lambda record: [cell.update(run="runs/else") for cell in record["cells"] if cell["seed"] == 1], "keep one"),
+    ],
+)
+def test_what_cannot_stand_in_one_table_is_refused(halves, edit, message, capsys):
+    before = [(halves[0] / name).read_bytes() for name in ("cells.json", "episodes.parquet")]
+    change(halves[1], edit)
+    with pytest.raises(SystemExit, match="1"):
+        tool.main([str(half) for half in halves])
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert str(halves[1]) in printed
+    assert before == [(halves[0] / name).read_bytes() for name in ("cells.json", "episodes.parquet")]

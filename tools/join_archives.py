@@ -1,0 +1,89 @@
+"""Join what a sweep left on two machines or days: `python tools/join_archives.py INTO OTHER [OTHER ...]`.
+
+Each folder is an archive, `cells.json` with `episodes.parquet`. INTO gains the cells of the others. What cannot stand
+in one table is refused: another suite or measure, other data or options under the same name, other versions of
+libraries, and one cell with two results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hoard.analysis import results
+from hoard.records import cells as record
+from hoard.records.folder import EPISODES
+
+
+def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table]:
+    """The record and the episodes of all. Raises ValueError naming the folder, the cell or the field that clashes."""
+    records = [record.read(folder) for folder in folders]
+    whole = {name: value for name, value in records[0].items() if name not in ("journal", "source")}
+    whole["cells"] = list(whole["cells"])
+    tables = [pq.read_table(folders[0] / EPISODES)]
+    for folder, other in zip(folders[1:], records[1:]):
+        _check(folders[0], whole, folder, other)
+        known = {record.key_of(cell): cell for cell in whole["cells"]}
+        fresh = []
+        for cell in other["cells"]:
+            mine = known.get(record.key_of(cell))
+            if mine is None:
+                fresh.append(cell)
+            elif (mine["run"], mine["status"]) != (cell["run"], cell["status"]):
+                raise ValueError(
+                    f"{folder}: {' · '.join(map(str, record.key_of(cell)))} is in {folders[0]} as {mine['run']} "
+                    f"({mine['status']}), here as {cell['run']} ({cell['status']}); keep one of them"
+                )
+        whole["cells"] += fresh
+        table = pq.read_table(folder / EPISODES)
+        runs = pa.array([cell["run"] for cell in fresh], pa.string())
+        tables.append(table.filter(pa.compute.is_in(table["run"], runs)))
+        for name in ("command", "created"):
+            whole[name] = "; ".join(dict.fromkeys([*whole[name].split("; "), other[name]]))
+        made, also = whole["provenance"], other["provenance"]
+        revisions = [*made["revision"].split(", "), *also["revision"].split(", ")]
+        whole["provenance"] = made | {"revision": ", ".join(dict.fromkeys(revisions))}
+    return whole, pa.concat_tables(tables)
+
+
+def _check(first: Path, mine: dict[str, Any], folder: Path, other: dict[str, Any]) -> None:
+    for name in ("schema_version", "suite", "metric"):
+        if mine.get(name) != other.get(name):
+            raise ValueError(f"{folder}: {name} is {other.get(name)!r}, in {first} {mine.get(name)!r}")
+    ours, theirs = mine["provenance"]["versions"], other["provenance"]["versions"]
+    for package in sorted((ours.keys() | theirs.keys()) - {"hoard", "python"}):
+        if ours.get(package) != theirs.get(package):
+            raise ValueError(f"{folder}: made with {package} {theirs.get(package)}, {first} with {ours.get(package)}")
+    data = {cell["dataset"]: cell["data_hash"] for cell in mine["cells"] if cell["data_hash"]}
+    options = {(cell["method"], cell["dataset"]): cell["overrides"] for cell in mine["cells"]}
+    for cell in other["cells"]:
+        method = cell["method"], cell["dataset"]
+        if options.get(method, cell["overrides"]) != cell["overrides"]:
+            raise ValueError(f"{folder}: {' on '.join(method)} has other options than in {first}")
+        if cell["data_hash"] and data.get(cell["dataset"], cell["data_hash"]) != cell["data_hash"]:
+            raise ValueError(f"{folder}: the data of {cell['dataset']} are others than in {first}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Join archives of one suite.")
+    parser.add_argument("into", type=Path, help="archive that gains the cells of the others")
+    parser.add_argument("others", type=Path, nargs="+", metavar="other", help="archive of the same suite")
+    options = parser.parse_args(arguments)
+    try:
+        whole, table = joined([options.into, *options.others])
+    except (ValueError, OSError, KeyError) as error:
+        parser.exit(1, f"error: {error}\n")
+    results.write_table(table.cast(results.TABLE_SCHEMA), options.into)
+    results.write(options.into / record.FILE, json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    results.load(options.into)  # cells and episodes agree
+    print(f"{options.into}: {len(whole['cells'])} cells, {table.num_rows} episodes")
+
+
+if __name__ == "__main__":
+    main()
