@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -24,7 +25,15 @@ def add_parsers(commands: Any) -> None:
         epilog="example: hoard bench quick --seeds 5 --algos iql bc --set updates=2000",
         allow_abbrev=False,
     )
-    bench.add_argument("--ray", action="store_true", help="run the cells on a Ray cluster with a shared file system")
+    bench.add_argument(
+        "--engine",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="where cells run: here, as tasks of a Ray cluster, or as Slurm jobs (local)",
+    )
+    bench.add_argument(
+        "--slurm", nargs="+", metavar="KEY=VALUE", default=[], help="of the jobs: partition=gpu account=me time=240"
+    )
     bench.add_argument(
         "--retries", type=int, default=2, help="further starts of a cell that was killed or whose machine was lost (2)"
     )
@@ -120,36 +129,55 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    _check_engine(args)
     if args.dry_run:
         return _plan(args)
     if args.json:
         raise BadInput("--json goes with --dry-run")
     from hoard.runners.sweep.schedule import Sweep
 
-    limits, gpus = _limits(args), _places(args)
-    if gpus and args.jobs is None:
-        args.jobs = len(gpus)
+    limits, gpus = _limits(args), _gpus(args)
     suite, jobs = _asked_for(args)
+    if gpus:
+        jobs = _places(args, suite, gpus, jobs)
     launcher: Any = None
-    if args.ray:
-        from hoard.runners.sweep.ray import cluster_cpus, launch_ray
+    at_end = contextlib.ExitStack()
+    if args.engine == "ray":
+        from hoard.runners.sweep.ray import RayCluster
 
-        launcher = launch_ray()
-        jobs = cluster_cpus() if args.jobs is None else jobs
+        launcher = RayCluster()
+        jobs = launcher.cpus if args.jobs is None else jobs
+    elif args.engine == "slurm":
+        from hoard.runners.sweep import slurm
+
+        kind, parameters = slurm.parse_parameters(args.slurm)
+        launcher = slurm.SlurmCluster(args.results / suite.name / "slurm", suite.name, limits, kind, parameters)
+        jobs = slurm.JOBS if args.jobs is None and launcher.counts_cells else jobs
     elif not args.cold:
         from hoard.runners.sweep.warm import WarmLauncher
 
         launcher = WarmLauncher()
+        at_end.callback(launcher.close)
     command = shlex.join(["hoard", *sys.argv[1:]])
-    sweep = Sweep(suite, args.results, jobs, command, launcher, limits, gpus)
-    try:
+    with at_end:
+        sweep = Sweep(suite, args.results, jobs, command, launcher, limits, gpus, args.per_gpu or 1)
         status = sweep.run()
-    finally:
-        if hasattr(launcher, "close"):
-            launcher.close()
     if any(job.status == "finished" for job in sweep.work):
         status = show(args.results / suite.name) or status
     return status
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    """Raise BadInput for options that the chosen engine has no use for."""
+    if args.slurm and args.engine != "slurm":
+        raise BadInput("--slurm goes with --engine slurm")
+    if args.engine == "local":
+        return
+    for option, given in (("--gpus", args.gpus), ("--per-gpu", args.per_gpu), ("--cold", args.cold)):
+        if given:
+            raise BadInput(f"{option} is for this machine, not for --engine {args.engine}")
+    if args.dry_run and args.jobs is None:
+        raise BadInput(f"--dry-run starts nothing on --engine {args.engine}, so give --jobs for its hours")
 
 
 def _limits(args: argparse.Namespace) -> Any:
@@ -157,15 +185,13 @@ def _limits(args: argparse.Namespace) -> Any:
 
     if args.retries < 0:
         raise BadInput(f"--retries {args.retries}: must be 0 or more")
-    if args.ray and args.memory_limit:
-        raise BadInput("--memory-limit cannot be held on a Ray cluster: the sweep does not see its processes")
     seconds = parse_duration("--time-limit", args.time_limit) if args.time_limit else None
     memory = parse_size("--memory-limit", args.memory_limit) if args.memory_limit else None
     return Limits(args.retries, seconds, memory)
 
 
-def _places(args: argparse.Namespace) -> list[str]:
-    """A name of an accelerator for each cell that may run at a time."""
+def _gpus(args: argparse.Namespace) -> list[str]:
+    """Names of the accelerators that are dealt out."""
     if args.gpus is None:
         if args.per_gpu is not None:
             raise BadInput("--per-gpu needs --gpus")
@@ -173,14 +199,23 @@ def _places(args: argparse.Namespace) -> list[str]:
     names = [name.strip() for name in args.gpus.split(",")]
     if not all(names) or len(set(names)) < len(names):
         raise BadInput(f"--gpus {args.gpus}: write different ones, as 0,1 or GPU-8a56a4bc")
-    if args.ray:
-        raise BadInput("--gpus is for this machine; Ray deals out those of its own")
-    each = 1 if args.per_gpu is None else args.per_gpu
-    if each < 1:
-        raise BadInput(f"--per-gpu {each}: must be at least 1")
-    if args.jobs is not None and args.jobs > each * len(names):
-        raise BadInput(f"--jobs {args.jobs}: {len(names)} accelerators with {each} cells on each are fewer places")
-    return names * each
+    if args.per_gpu is not None and args.per_gpu < 1:
+        raise BadInput(f"--per-gpu {args.per_gpu}: must be at least 1")
+    return names
+
+
+def _places(args: argparse.Namespace, suite: Any, gpus: list[str], jobs: int) -> int:
+    """How many places for cells the accelerators leave; `jobs` where some cells need none of them."""
+    from hoard.runners.sweep.gpus import Gpus
+
+    known = Gpus(gpus, args.per_gpu or 1)
+    asked = {cell.resources for cell in suite.cells()}
+    rooms = [room * (one.cpus or 1) for one in asked if (room := known.at_once(one)) is not None]
+    if len(rooms) < len(asked):
+        return jobs
+    if args.jobs is not None and jobs > max(rooms):
+        raise BadInput(f"--jobs {jobs}: {len(gpus)} accelerators have room for {max(rooms)} at a time")
+    return max(rooms) or 1
 
 
 def overrides(pairs: list[str]) -> dict[str, Any]:

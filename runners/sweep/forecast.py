@@ -97,9 +97,10 @@ class Forecast:
 
     @property
     def wall(self) -> float:
-        """Seconds with `jobs` at a time; never less than the longest cell."""
-        known = [seconds for seconds, _ in self.estimates.values() if seconds is not None]
-        return max([self.seconds / self.jobs, *known], default=0.0)
+        """Seconds with `jobs` at a time, where a cell counts as its CPUs; never less than the longest cell."""
+        known = {number: seconds for number, (seconds, _) in self.estimates.items() if seconds is not None}
+        taken = sum(seconds * (self.work[number].cell.resources.cpus or 1) for number, seconds in known.items())
+        return max([taken / self.jobs, *known.values()], default=0.0)
 
     @property
     def unknown(self) -> int:

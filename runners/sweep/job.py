@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from hoard.records.errors import BAD_INPUT
 from hoard.records.folder import STATUS, status_of
-from hoard.runners.sweep.local import oom_kills
+from hoard.runners.sweep.limits import Limits, Resources
+from hoard.runners.sweep.local import LocalProcess, oom_kills
 from hoard.runners.sweep.suite import Cell
 
 
@@ -27,7 +28,23 @@ class Process(Protocol):
     def kill(self) -> None: ...
 
 
-Launcher = Callable[[list[str], Path, Mapping[str, str]], Process]  # command, log, further environment
+@dataclass(frozen=True)
+class Start:
+    """A cell that is to be started: its command line, where its output goes, and what it is given."""
+
+    command: list[str]
+    log: Path
+    env: Mapping[str, str] = field(default_factory=dict)  # beside that of every cell
+    resources: Resources = field(default_factory=Resources)
+    limits: Limits = field(default_factory=Limits)
+
+
+Launcher = Callable[[Start], Process]
+
+
+def start_here(start: Start) -> Process:
+    """The cell as a fresh process on this machine."""
+    return LocalProcess(start.command, start.log, start.env)
 
 
 def end_all(processes: Sequence[Process], grace: float) -> None:
@@ -63,7 +80,7 @@ class Job:
     error: str | None = None
     process: Process | None = None
     identity: dict[str, Any] | None = None  # of the process, for a later sweep to find it
-    gpu: str | None = None  # the one it may see, where the sweep deals them out
+    gpu: str | None = None  # those it may see, where the sweep deals them out: "0", "2,3" or ""
     attempts: int = 0  # starts in this sweep
     started: float = 0.0  # time.time() of its launch
     oom_kills: int | None = None  # the kernel's count then

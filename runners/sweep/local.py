@@ -97,7 +97,7 @@ class AdoptedProcess:
 
 def adopt(known: dict[str, Any] | None) -> AdoptedProcess | None:
     """The process behind an `identity`, if it is still at work on this machine."""
-    if not known or known["host"] != platform.node():
+    if not known or known.get("host") != platform.node():
         return None
     try:
         process = psutil.Process(known["pid"])

@@ -31,21 +31,25 @@ from hoard.records.folder import status_of
 from hoard.records.locks import is_locked, lock_folder
 from hoard.runners.progress import generation_bar
 from hoard.runners.sweep import local, prepare, view
-from hoard.runners.sweep.job import Job, Launcher, end_all, how_it_ended, tail
-from hoard.runners.sweep.limits import TRANSIENT, Limits, as_size
-from hoard.runners.sweep.local import LocalProcess, oom_kills
+from hoard.runners.sweep.gpus import Gpus
+from hoard.runners.sweep.job import Job, Launcher, Process, Start, end_all, how_it_ended, start_here, tail
+from hoard.runners.sweep.limits import GRACE, TRANSIENT, Limits
+from hoard.runners.sweep.local import oom_kills
 from hoard.runners.sweep.record import Record
+from hoard.runners.sweep.remote import Cluster, RemoteProcess
 from hoard.runners.sweep.suite import Suite
 
 _FULL = 1 << 20  # bytes: a disk with less room is full
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_GRACE = 30.0  # seconds a run gets to write its checkpoint after Ctrl-C or at its time limit
 _LOOK = 0.5  # seconds between two looks at what the cells take
 _BUSY_WAIT = 1.0  # seconds until a cell that another process had is tried again
 
 
 class Sweep:
-    """Runs a suite into `results`. Raises BadInput before anything starts if the request is wrong."""
+    """Runs a suite into `results`, `jobs` cells at a time; one that asks for several CPUs counts as so many.
+
+    Raises BadInput before anything starts if the request is wrong.
+    """
 
     def __init__(
         self,
@@ -56,16 +60,19 @@ class Sweep:
         launcher: Launcher | None = None,
         limits: Limits | None = None,
         gpus: Sequence[str] = (),
+        per_gpu: int = 1,
     ) -> None:
         if jobs < 1:
             raise BadInput(f"--jobs {jobs}: must be at least 1")
         self.suite, self.results, self.jobs = suite, results, jobs
         self.folder = results / suite.name
-        self.launch = launcher or LocalProcess
+        self.launch = launcher or start_here
+        self.cluster = launcher if isinstance(launcher, Cluster) else None
         self.limits = limits or Limits()
-        self._gpus: Counter[str | None] = Counter(gpus)  # free places on each
+        self._gpus = Gpus(gpus, per_gpu)
         self.console = Console()
         self.work = prepare.jobs_of(suite, self.folder)
+        self._refuse_what_nobody_has()
         writable(self.folder)
         writable(self.folder / "logs")
         try:
@@ -81,6 +88,24 @@ class Sweep:
         self._noted = False
 
     # --- before the first run ---
+
+    def _refuse_what_nobody_has(self) -> None:
+        """Raise BadInput for a cell that would wait for ever, or would not get what its suite says it needs."""
+        for job in self.work:
+            asked, label = job.cell.resources, f"{job.cell.method} on {job.cell.dataset}"
+            if self.cluster:
+                if why := self.cluster.cannot_have(job):
+                    raise BadInput(f"{label}: {why}")
+            elif asked.gpus and not self._gpus.free:
+                raise BadInput(f"{label} asks for gpus = {asked.gpus}: give --gpus, which says which there are")
+            elif self._gpus.free and self._gpus.at_once(asked) == 0:
+                raise BadInput(f"{label} asks for gpus = {asked.gpus}: --gpus has {len(self._gpus.free)}")
+            if self._places(job) > self.jobs:
+                raise BadInput(f"{label} asks for cpus = {asked.cpus}: that is more than --jobs {self.jobs}")
+
+    def _places(self, job: Job) -> int:
+        """How many of `jobs` a cell counts as."""
+        return 1 if self.cluster and self.cluster.counts_cells else job.cell.resources.cpus or 1
 
     def prepare(self) -> None:
         """Get the datasets and learn every cell's address. A dataset that cannot be had fails its own cells.
@@ -148,7 +173,13 @@ class Sweep:
             if note := self.record.other_code(self.work):
                 self.console.print(note, style="yellow", markup=False, soft_wrap=True)
             self._work_off()
-        except BaseException:  # Ctrl-C, or a full disk: no cell is left running without its sweep
+        except KeyboardInterrupt:
+            if self.cluster and self.cluster.keeps_cells and self._running:
+                self.console.print(self.cluster.farewell(len(self._running)), highlight=False, soft_wrap=True)
+            else:
+                self._stop()
+            raise
+        except BaseException:  # a full disk: no cell is left running without its sweep
             self._stop()
             raise
         finally:
@@ -173,7 +204,10 @@ class Sweep:
         wanted = {(job.cell.method, job.cell.dataset, job.cell.seed): job for job in self._todo}
         unwanted = []
         for key, entry in self.record.left_running():
-            process = local.adopt(entry.get("process"))
+            known = entry.get("process")
+            process: Process | None = local.adopt(known)
+            if process is None and self.cluster:
+                process = self.cluster.adopt(known)
             if process is None:
                 continue
             job = wanted.get(key)
@@ -184,8 +218,7 @@ class Sweep:
             job.started, job.attempts = entry["process"]["started"], 1
             job.log_start = entry["process"]["log_start"]
             job.gpu = entry["process"].get("gpu")
-            if job.gpu in self._gpus:
-                self._gpus[job.gpu] -= 1
+            self._gpus.take(job.gpu.split(",") if job.gpu else [], job.cell.resources)
             self._set(job, "running")
             self._todo.remove(job)
             self._running.append(job)
@@ -193,7 +226,7 @@ class Sweep:
             self.console.print(f"{len(self._running)} cells of an earlier sweep still run: adopted", highlight=False)
         if unwanted:
             self.console.print(f"{len(unwanted)} cells of an earlier sweep are not wanted now: ended", highlight=False)
-            end_all(unwanted, _GRACE)
+            end_all(unwanted, GRACE)
 
     def _work_off(self) -> None:
         live = Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
@@ -203,7 +236,7 @@ class Sweep:
             while self._todo or self._later or self._running:
                 while self._later and self._later[0][0] <= time.time():
                     self._todo.append(heapq.heappop(self._later)[2])
-                while len(self._running) < self.jobs and (job := self._next()):
+                while job := self._next():
                     self._start(job)
                 ended = self._collect()
                 self._hold_limits()
@@ -217,37 +250,50 @@ class Sweep:
                 live.stop()
 
     def _next(self) -> Job | None:
-        """Take the first job that no other process is at work on (a cell that outlived its sweep, another suite)."""
+        """Take the first job that no other process is at work on (a cell that outlived its sweep, another suite).
+
+        None if there is none, or no room for it: smaller ones do not overtake, else a large one might wait to the end.
+        """
+        free = self.jobs - sum(map(self._places, self._running))
+        if free < 1:
+            return None
         for job in self._todo:
             assert job.run is not None
-            if not is_locked(self.results / job.run):
-                self._todo.remove(job)
-                return job
+            if is_locked(self.results / job.run):
+                continue
+            if self._places(job) > free or (self._gpus.free and self._gpus.find(job.cell.resources) is None):
+                return None
+            self._todo.remove(job)
+            return job
         return None
 
     def _start(self, job: Job) -> None:
         job.note_launch()
         job.attempts += 1
         job.over = job.kill_at = job.failure = job.error = None
-        job.gpu = self._take_gpu()
-        more = {} if job.gpu is None else {"CUDA_VISIBLE_DEVICES": job.gpu}
-        job.process = self.launch(job.command(self.results), job.log, more)
+        job.gpu = self._take_gpus(job)
+        env = {} if job.gpu is None else {"CUDA_VISIBLE_DEVICES": job.gpu}
+        asked = job.cell.resources
+        job.process = self.launch(Start(job.command(self.results), job.log, env, asked, self.limits.of(asked)))
         if (note := getattr(self.launch, "note", None)) and not self._noted:
             self._noted = True
             self.console.print(f"note: each cell starts as a fresh process, since {note}", style="yellow", markup=False)
         self._running.append(job)
         self._set(job, "running")
-        known = local.identity(job.process.pid) if job.process.pid else None
+        if isinstance(job.process, RemoteProcess):
+            known = job.process.identity
+        else:
+            known = local.identity(job.process.pid) if job.process.pid else None
         job.identity = known and known | {"started": job.started, "log_start": job.log_start, "gpu": job.gpu}
         self.record.change("started", job, self.work)
 
-    def _take_gpu(self) -> str | None:
-        """The accelerator with the most free places; None where the sweep deals out none."""
-        if not self._gpus:
+    def _take_gpus(self, job: Job) -> str | None:
+        """Names of the accelerators that a cell gets; None where the sweep deals out none."""
+        if not self._gpus.free:
             return None
-        gpu = max(self._gpus, key=lambda name: self._gpus[name])
-        self._gpus[gpu] -= 1
-        return gpu
+        names = self._gpus.find(job.cell.resources) or []
+        self._gpus.take(names, job.cell.resources)
+        return ",".join(names)
 
     def _collect(self) -> bool:
         """Settle the cells that have ended; whether there were any."""
@@ -258,8 +304,9 @@ class Sweep:
                 continue
             ended = True
             self._running.remove(job)
-            if job.gpu in self._gpus:
-                self._gpus[job.gpu] += 1
+            self._gpus.take(job.gpu.split(",") if job.gpu else [], job.cell.resources, back=True)
+            if isinstance(job.process, RemoteProcess):
+                job.over = job.over or job.process.ending
             if code == BUSY:  # another suite was quicker: come back later
                 self._set(job, "pending")
                 job.attempts -= 1
@@ -320,36 +367,30 @@ class Sweep:
     def _hold_limits(self) -> None:
         """End cells that are over a limit: at the time limit with a checkpoint, at the memory limit at once."""
         now = time.time()
-        if now < self._next_look or (self.limits.seconds is None and self.limits.memory is None):
+        if now < self._next_look:
             return
         self._next_look = now + _LOOK
         for job in self._running:
             assert job.process
+            if job.process.pid is None:  # elsewhere, where it is watched
+                continue
             if job.over:
                 if job.kill_at is not None and now >= job.kill_at:
                     job.process.kill()
                     job.kill_at = None
                 continue
-            if self.limits.seconds is not None and now - job.started > self.limits.seconds:
-                job.over = (
-                    "time limit",
-                    f"still at work after the time limit of {self.limits.seconds:g} s; with a longer one it goes on "
-                    "from its checkpoint",
-                )
-                job.kill_at = now + _GRACE
+            job.over = self.limits.of(job.cell.resources).passed(job.started, job.process.pid)
+            if job.over and job.over[0] == "time limit":
+                job.kill_at = now + GRACE
                 job.process.terminate()
-            elif self.limits.memory is not None and job.process.pid:
-                taken = local.resident(job.process.pid)
-                if taken > self.limits.memory:
-                    limit = as_size(self.limits.memory)
-                    job.over = "memory limit", f"{as_size(taken)} resident, over the memory limit of {limit}"
-                    job.process.kill()
+            elif job.over:
+                job.process.kill()
 
     # --- the end ---
 
     def _stop(self) -> None:
         """End what runs, with a checkpoint where it can; a second Ctrl-C, or the end of the grace time, kills."""
-        end_all([job.process for job in self._running if job.process], _GRACE)
+        end_all([job.process for job in self._running if job.process], GRACE)
         for job in self._running:
             self._set(job, "interrupted")
 

@@ -17,6 +17,9 @@
     [method.iql_tuned]
     settings = "results/tune/.../iql.toml" # algorithm and options from a file, such as `hoard tune` writes
 
+A table `resources = { cpus = 2, gpus = 0.5, memory = "4G" }`, at the top or in a section of a dataset or method, says
+what a cell needs (`limits.Resources`).
+
 Later sections win, over a file of settings too. Datasets and seeds chosen on the command line are met by every method.
 Paths of algorithm files and settings are relative to the suite's own. A suite is read and checked without importing any
 algorithm; whether a file has an option is asked of it when the sweep plans its cells, before anything is made or
@@ -36,6 +39,7 @@ from hoard.records.errors import BadInput
 from hoard.records.names import check_name
 from hoard.records.suggest import nearest
 from hoard.runners import algorithms
+from hoard.runners.sweep.limits import Resources, check_resource, resources_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "suites"
 
@@ -43,6 +47,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "suites"
 RESERVED = ("seed", "dataset", "results", "planned", "keep_checkpoint", "tensorboard", "wandb")
 
 
+_NEEDS = "resources"  # a table among the options of a dataset, too
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
@@ -62,6 +67,8 @@ class Method:
     seeds: int | None = None  # how many it is limited to
     without: tuple[str, ...] = ()  # options of the suite and of its datasets that it does not take
     original: str = ""  # the method whose settings a fork took over
+    resources: dict[str, Any] = field(default_factory=dict)
+    resources_by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class Cell:
     dataset: str
     seed: int
     options: dict[str, Any]
+    resources: Resources = field(default_factory=Resources)
 
     @property
     def args(self) -> list[str]:
@@ -101,6 +109,8 @@ class Suite:
     methods: tuple[Method, ...]
     options: dict[str, Any]
     by_dataset: dict[str, dict[str, Any]]
+    resources: dict[str, Any] = field(default_factory=dict)
+    resources_by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """Every run, seed by seed: a sweep stopped half-way has seen every method."""
@@ -111,6 +121,7 @@ class Suite:
                 d,
                 seed,
                 self._shared(m, d) | m.options | m.by_dataset.get(d, {}),
+                self._resources(m, d),
             )
             for number, seed in enumerate(self.seeds)
             for d in self.datasets
@@ -122,6 +133,10 @@ class Suite:
         """Options that `method` has in common with others on this dataset."""
         shared = self.options | self.by_dataset.get(dataset, {})
         return {name: value for name, value in shared.items() if name not in method.without}
+
+    def _resources(self, method: Method, dataset: str) -> Resources:
+        own = method.resources, method.resources_by_dataset.get(dataset, {})
+        return resources_of(self.resources, self.resources_by_dataset.get(dataset, {}), *own)
 
 
 def line_of(path: Path, key: str, *sections: str) -> int | None:
@@ -178,7 +193,7 @@ def read(name: str) -> Suite:
         raise SuiteError(f"{path}: {error}") from error
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read: {error.strerror}") from error
-    _known(path, "the suite", raw, "description", "metric", "seeds", "datasets", "options", "dataset", "method")
+    _known(path, "the suite", raw, "description", "metric", "seeds", "datasets", "options", "dataset", "method", _NEEDS)
     for key, kind in (("description", str), ("seeds", int), ("datasets", list), ("method", dict)):
         if not isinstance(raw.get(key), kind) or isinstance(raw[key], bool):
             raise SuiteError(f"{path}: '{key}' is needed and must be a {kind.__name__}")
@@ -189,7 +204,9 @@ def read(name: str) -> Suite:
         raise SuiteError(f"{path}: metric must be 'score', 'return' or 'success'")
     _no_repeats(path, "datasets", raw["datasets"])
     _check_options(path, "options", raw.get("options", {}))
-    _check_by_dataset(path, "dataset", raw.get("dataset", {}), raw["datasets"])
+    _check_resources(path, _NEEDS, raw.get(_NEEDS, {}))
+    by_dataset, resources_by_dataset = _by_dataset(path, "dataset", raw.get("dataset", {}), raw["datasets"])
+    raw["dataset"] = by_dataset
     return Suite(
         name=check_name("suite", path.stem),
         source="" if shipped else str(path.resolve()),
@@ -199,7 +216,9 @@ def read(name: str) -> Suite:
         datasets=tuple(raw["datasets"]),
         methods=tuple(_method(path, key, section, raw) for key, section in raw["method"].items()),
         options=raw.get("options", {}),
-        by_dataset=raw.get("dataset", {}),
+        by_dataset=by_dataset,
+        resources=raw.get(_NEEDS, {}),
+        resources_by_dataset=resources_by_dataset,
     )
 
 
@@ -211,7 +230,7 @@ def _method(path: Path, key: str, section: Any, raw: dict[str, Any]) -> Method:
         raise SuiteError(f"{path}: {error}") from error
     if not isinstance(section, dict):
         raise SuiteError(f"{path}: {where} must be a table")
-    _known(path, where, section, "algo", "settings", "options", "dataset", "datasets", "seeds", "without")
+    _known(path, where, section, "algo", "settings", "options", "dataset", "datasets", "seeds", "without", _NEEDS)
     own, count = section.get("datasets"), section.get("seeds")
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise _wrong(path, where, "seeds", f"seeds must be a count like 2, not {count!r}")
@@ -231,7 +250,8 @@ def _method(path: Path, key: str, section: Any, raw: dict[str, Any]) -> Method:
             f"{', '.join(sorted(shared)) or 'none'}; not {without!r}",
         )  # fmt: skip
     _check_options(path, f"{where}.options", section.get("options", {}))
-    _check_by_dataset(path, f"{where}.dataset", section.get("dataset", {}), known)
+    _check_resources(path, f"{where}.{_NEEDS}", section.get(_NEEDS, {}))
+    by_dataset, resources_by_dataset = _by_dataset(path, f"{where}.dataset", section.get("dataset", {}), known)
     tuned: dict[str, Any] = {}
     if "settings" in section:
         if not isinstance(section["settings"], str):
@@ -245,10 +265,12 @@ def _method(path: Path, key: str, section: Any, raw: dict[str, Any]) -> Method:
         key,
         algo,
         tuned | section.get("options", {}),
-        section.get("dataset", {}),
+        by_dataset,
         None if own is None else tuple(own),
         count,
         tuple(without),
+        resources=section.get(_NEEDS, {}),
+        resources_by_dataset=resources_by_dataset,
     )
 
 
@@ -299,14 +321,32 @@ def _no_repeats(path: Path, where: str, values: list[str]) -> None:
             raise _wrong(path, where, value, f"'{value}' stands there twice")
 
 
-def _check_by_dataset(path: Path, where: str, sections: Any, known: list[str]) -> None:
+def _by_dataset(path: Path, where: str, sections: Any, known: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options and resources of each dataset that has a section of its own."""
     if not isinstance(sections, dict):
         raise SuiteError(f'{path}: {where} must be tables of options, such as [{where}."{known[0]}"]')
-    for dataset, options in sections.items():
+    options, resources = {}, {}
+    for dataset, section in sections.items():
         if dataset not in known:
             near = nearest(dataset, known)
             raise _wrong(path, where, dataset, f"'{dataset}' is not a dataset of the suite; nearest: {near}")
-        _check_options(path, f'{where}."{dataset}"', options)
+        if isinstance(section, dict) and _NEEDS in section:
+            resources[dataset] = section[_NEEDS]
+            section = {name: value for name, value in section.items() if name != _NEEDS}
+            _check_resources(path, f'{where}."{dataset}".{_NEEDS}', resources[dataset])
+        _check_options(path, f'{where}."{dataset}"', section)
+        options[dataset] = section
+    return options, resources
+
+
+def _check_resources(path: Path, where: str, table: Any) -> None:
+    if not isinstance(table, dict):
+        raise _wrong(path, where, _NEEDS, f'{_NEEDS} must be a table like {{ cpus = 2, memory = "4G" }}, not {table!r}')
+    for name, value in table.items():
+        try:
+            check_resource(name, value)
+        except BadInput as error:
+            raise _wrong(path, where, name, str(error)) from None
 
 
 def _check_options(path: Path | str, where: str, options: Any) -> None:

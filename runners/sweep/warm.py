@@ -23,13 +23,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hoard.runners.sweep import local
-from hoard.runners.sweep.job import Process
-from hoard.runners.sweep.local import AdoptedProcess, LocalProcess
+from hoard.runners.sweep.job import Process, Start, start_here
+from hoard.runners.sweep.local import AdoptedProcess
 
 # What cells import, the slow part of it: torch with what its optimisers load at first use, data, environments, options.
 PRELOAD = (
@@ -62,14 +61,14 @@ class WarmLauncher:
         self._unread = b""
         self._codes: dict[int, int] = {}
 
-    def __call__(self, command: list[str], log: Path, more: Mapping[str, str] | None = None) -> Process:
-        open(log, "ab").close()  # here, where a folder that went away or a full disk is told
+    def __call__(self, start: Start) -> Process:
+        open(start.log, "ab").close()  # here, where a folder that went away or a full disk is told
         for _ in range(2):  # the second time with a new template, if the first was killed
             if self.note is not None or not self._ready():
                 break
             ignored = [int(n) for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
-            request: dict[str, Any] = {"argv": command[1:], "log": str(log.resolve()), "ignored": ignored}
-            request |= {"cwd": os.getcwd(), "env": local.environment() | dict(more or {})}
+            request: dict[str, Any] = {"argv": start.command[1:], "log": str(start.log.resolve()), "ignored": ignored}
+            request |= {"cwd": os.getcwd(), "env": local.environment() | dict(start.env)}
             assert self._template
             assert self._template.stdin
             with contextlib.suppress(BrokenPipeError):
@@ -78,7 +77,7 @@ class WarmLauncher:
             if started := self._answer("started"):
                 self._codes.pop(started["started"], None)  # of an earlier process with this number
                 return WarmProcess(self, self._template, started["started"])
-        return LocalProcess(command, log, more)
+        return start_here(start)
 
     def _ready(self) -> bool:
         if self._template is not None and self._template.poll() is None:

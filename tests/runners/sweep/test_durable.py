@@ -20,7 +20,7 @@ from hoard.cli import main
 from hoard.records import cells
 from hoard.records.errors import BadInput
 from hoard.runners.sweep import local, record, schedule
-from hoard.runners.sweep.limits import Limits, as_size, parse_duration, parse_size
+from hoard.runners.sweep.limits import Limits, Resources, as_size, parse_duration, parse_size
 from hoard.runners.sweep.schedule import Sweep
 from hoard.runners.sweep.suite import read, select
 
@@ -206,7 +206,7 @@ def test_a_cell_that_is_killed_once_goes_on_from_its_checkpoint(forks, suite_fil
 
 def test_cells_over_a_limit_are_ended_and_named(forks, suite_file, tmp_path, monkeypatch):
     """One that hangs and hears nothing, one that is slow and leaves a checkpoint, one that leaks; one finishes."""
-    monkeypatch.setattr(schedule, "_GRACE", 2.0)
+    monkeypatch.setattr(schedule, "GRACE", 2.0)
     monkeypatch.setattr(schedule, "_LOOK", 0.05)
     forks(
         hangs="    import time\n    time.sleep(600)\n",
@@ -235,6 +235,37 @@ def test_cells_over_a_limit_are_ended_and_named(forks, suite_file, tmp_path, mon
     assert "leaks" not in str([process.cmdline() for process in psutil.Process().children()])
 
 
+def test_a_cell_takes_as_many_places_as_cpus_and_no_smaller_one_overtakes(suite_file, tmp_path):
+    suite_file.write_text(
+        SMALL_SUITE.replace("seeds = 2", "seeds = 3") + "[method.wide]\nalgo = 'bc'\noptions = { lr = 0.1 }\n"
+        "resources = { cpus = 2 }\n"
+    )
+    starts, most = [], []
+
+    class Process(Ended):
+        def __init__(self, start) -> None:
+            super().__init__(2)
+            self.left = 2
+            starts.append(start.resources.cpus or 1)
+
+        def poll(self) -> int | None:
+            most.append(sum(sweep._places(job) for job in sweep._running))
+            self.left -= 1
+            return self.code if self.left < 0 else None
+
+    sweep = Sweep(read(str(suite_file)), tmp_path / "results", 3, "test", Process)
+    assert sweep.run() == 1
+    assert starts == [1, 2, 1, 2, 1, 2]
+    assert max(most) == 3
+
+
+def test_memory_of_the_suite_is_a_limit_where_the_sweep_sets_none():
+    asked = Resources(memory=1 << 30)
+    assert Limits(seconds=3).of(asked) == Limits(seconds=3, memory=1 << 30)
+    assert Limits(memory=5).of(asked) == Limits(memory=5)
+    assert Limits().of(Resources()) == Limits()
+
+
 def test_limits_are_written_as_people_write_them():
     times = {"90": 90, "90s": 90, "30m": 1800, "30 min": 1800, "2.5h": 9000, "1d": 86400}
     assert {text: parse_duration("--t", text) for text in times} == times
@@ -254,7 +285,6 @@ def test_limits_are_written_as_people_write_them():
         (["--retries", "-1"], "--retries -1: must be 0 or more"),
         (["--time-limit", "soon"], "--time-limit soon"),
         (["--memory-limit", "much"], "--memory-limit much"),
-        (["--ray", "--memory-limit", "4G"], "--memory-limit cannot be held on a Ray cluster"),
     ],
 )
 def test_wrong_limits_are_refused(suite_file, tmp_path, args, message, capsys):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from hoard.runners import algorithms
 from hoard.runners.algorithms import FOLDER
+from hoard.runners.sweep.limits import Resources
 from hoard.runners.sweep.suite import SuiteError, available, line_of, read, select
 
 TEXT = """
@@ -131,6 +134,70 @@ def test_a_method_does_without_shared_options_but_not_without_its_own(suite_file
     first, second = read(str(suite_file)).cells()[:2]
     assert first.options == {"updates": 300}
     assert second.options == {"lr": 0.1, "online_steps": 5, "updates": 7}
+
+
+RESOURCES = """
+description = "a test"
+seeds = 1
+datasets = ["test/a-v0", "test/b-v0"]
+resources = { cpus = 2 }
+[options]
+updates = 300
+[dataset."test/b-v0"]
+resources = { memory = "4G", gpus = 1 }
+updates = 600
+[method.bc]
+[method.iql.resources]
+cpus = 3
+gpus = 0.5
+[method.iql.dataset."test/b-v0"]
+resources = { memory = "800M" }
+"""
+
+
+def test_later_sections_win_for_resources_too(suite_file):
+    """And they are no options: neither the command line of a cell nor its address sees them."""
+    suite_file.write_text(RESOURCES)
+    cells = {(cell.method, cell.dataset): cell for cell in read(str(suite_file)).cells()}
+    assert {place: cell.resources for place, cell in cells.items()} == {
+        ("bc", "test/a-v0"): Resources(cpus=2),
+        ("iql", "test/a-v0"): Resources(cpus=3, gpus=0.5),
+        ("bc", "test/b-v0"): Resources(cpus=2, gpus=1, memory=4 << 30),
+        ("iql", "test/b-v0"): Resources(cpus=3, gpus=0.5, memory=800 << 20),
+    }
+    suite_file.write_text(
+        re.sub(r"(?m)^(resources|cpus|gpus).*\n", "", RESOURCES).replace("[method.iql.resources]", "[method.iql]")
+    )
+    assert [cell.args for cell in read(str(suite_file)).cells()] == [cell.args for cell in cells.values()]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "message"),
+    [
+        ("{ cpus = 2 }", "{ cpus = 0 }", 5, "resources: cpus must be a whole number from 1, not 0"),
+        ("{ cpus = 2 }", "{ cpus = 1.5 }", 5, "cpus must be a whole number from 1, not 1.5"),
+        ("{ cpus = 2 }", "{ cpus = true }", 5, "cpus must be a whole number from 1, not True"),
+        ("{ cpus = 2 }", "{ cpu = 2 }", 5, "unknown resource 'cpu'; nearest: cpus"),
+        ("{ cpus = 2 }", "2", 5, "resources must be a table like"),
+        (
+            "gpus = 1 }",
+            "gpus = 1.5 }",
+            9,
+            'dataset."test/b-v0".resources: gpus must be a part of one like 0.5, or a whole',
+        ),
+        ("gpus = 0.5", "gpus = -1", 14, "method.iql.resources: gpus must be"),
+        ("gpus = 0.5", "gpus = '1'", 14, "gpus must be"),
+        ('"800M"', '"much"', 16, 'method.iql.dataset."test/b-v0".resources: memory much: write a size like'),
+        ('"800M"', "true", 16, "memory True: write a size like"),
+    ],
+)
+def test_wrong_resources_are_refused_with_their_line(suite_file, before, after, line, message):
+    assert before in RESOURCES
+    suite_file.write_text(RESOURCES.replace(before, after).lstrip())
+    with pytest.raises(SuiteError) as error:
+        read(str(suite_file))
+    assert f"small.toml, line {line - 1}: " in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_folder_is_no_suite(tmp_path):

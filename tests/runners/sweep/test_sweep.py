@@ -462,13 +462,3 @@ def test_cores_are_counted_where_affinity_is_unknown(monkeypatch):
     assert cores() >= 1
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert cores() == (os.cpu_count() or 1)
-
-
-def test_ray_runs_the_same_cells(suite_file, tmp_path):
-    pytest.importorskip("ray")
-    from hoard.runners.sweep.ray import launch_ray
-
-    suite = select(read(str(suite_file)), ["bc"], seeds="1", overrides={"updates": "40"})
-    for name, launcher in (("here", None), ("ray", launch_ray())):
-        assert Sweep(suite, tmp_path / name, 1, "test", launcher).run() == 0
-    assert rows_of(tmp_path / "here") == rows_of(tmp_path / "ray")

@@ -16,6 +16,7 @@ import pytest
 from helpers import ROOT
 
 from hoard.runners.sweep import local, warm
+from hoard.runners.sweep.job import Start
 from hoard.runners.sweep.limits import Limits
 from hoard.runners.sweep.schedule import Sweep
 from hoard.runners.sweep.suite import read
@@ -58,7 +59,7 @@ def script(tmp_path):
         number = len(list(tmp_path.glob("*.py")))
         file, log = tmp_path / f"script{number}.py", tmp_path / f"{number}.log"
         file.write_text(text)
-        return launcher([sys.executable, str(file), *args], log), log
+        return launcher(Start([sys.executable, str(file), *args], log)), log
 
     return start
 
@@ -221,7 +222,7 @@ def test_cells_outlive_a_launcher_that_is_closed(script):
 
 def test_a_log_that_cannot_be_written_is_told_to_the_sweep(launcher, tmp_path):
     with pytest.raises(FileNotFoundError):
-        launcher([sys.executable, "script.py"], tmp_path / "gone" / "cell.log")
+        launcher(Start([sys.executable, "script.py"], tmp_path / "gone" / "cell.log"))
 
 
 def test_where_no_template_can_be_had_cells_start_cold(script, monkeypatch, tmp_path, tiny, capsys):
