@@ -50,11 +50,10 @@ def panels(
     last = last[last["variant"] == ""].drop_duplicates(["method", "dataset", "seed"], keep="last")
     facts = {tuple(row[:3]): row[3:] for row in last[["method", "dataset", "seed", "update", "env_step", "return",
                                                       "score", "success"]].itertuples(index=False)}  # fmt: skip
-    wall = loaded.cells[loaded.cells["status"] == "finished"].groupby(["dataset", "method"])["wall_time"].mean()
     out = []
     for number, dataset in enumerate(loaded.datasets):
         own = loaded.cells[loaded.cells["dataset"] == dataset]
-        drawn = _drawn(loaded, dataset, measure[dataset], curves.get(dataset, {}), wall)
+        drawn = _drawn(loaded, dataset, measure[dataset], curves.get(dataset, {}))
         runs = [_run(cell, facts, measure[dataset]) for cell in own.to_dict("records")]
         seen: set[str] = set()
         for run in runs:
@@ -112,31 +111,32 @@ def _run(cell: dict[str, Any], facts: dict[Any, Any], measure: str) -> dict[str,
     }
 
 
-def _drawn(
-    loaded: Results, dataset: str, measure: str, curves: dict[str, pd.DataFrame], wall: pd.Series
-) -> dict[str, Any] | None:
+def _drawn(loaded: Results, dataset: str, measure: str, curves: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
     """The curves of a dataset as plain numbers; a method without environment steps is a level line among ones with."""
+    clock, timed = plots.seconds_of(loaded, dataset, curves)
     lines, end = [], max((float(points.index[-1]) for points in curves.values() if len(points)), default=0.0)
     x = "env_step" if any(points.attrs["x"] == "env_step" for points in curves.values()) else "update"
     for look in methods(loaded):
         points = curves.get(look["name"])
         if points is None or points.empty:
             continue
-        if len(points) > POINTS:
-            points = points.iloc[np.unique(np.linspace(0, len(points) - 1, POINTS).astype(int))]
+        chosen = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int))
+        points = points.iloc[chosen]
         steps = points.index.to_numpy(float)
+        seconds = timed[look["name"]][chosen] if look["name"] in timed else None
         level = x == "env_step" and not steps.any()
-        seconds = float(wall.get((dataset, look["name"]), math.nan))
         own = {name: [_plain(value) for value in points[name]] for name in ("point", "low", "high")}
         if level:
             own = {name: [values[-1], values[-1]] for name, values in own.items()}
             steps = np.array([0.0, end])
-        pace = seconds / steps[-1] if steps[-1] and math.isfinite(seconds) else 0.0
-        lines.append(look | {"x": steps.tolist(), "seconds": pace} | own)
+            seconds = None if seconds is None else np.array([0.0, seconds[-1]])
+        shown = None if seconds is None else [_plain(one) for one in seconds]
+        lines.append(look | {"x": steps.tolist(), "seconds": shown} | own)
     if not lines:
         return None
     name = {"score": "normalised score", "success": "success rate"}.get(measure, "return")
-    return {"axis": plots.AXES[x], "measure": name, "methods": lines}
+    even = " (evaluations at even pace)" if clock == "time" else ""
+    return {"axis": plots.AXES[x], "clock": plots.AXES[clock] + even, "measure": name, "methods": lines}
 
 
 def _plain(value: float) -> float | None:

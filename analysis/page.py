@@ -68,6 +68,7 @@ def write(folder: Path, metric: str | None, everything: bool) -> str:
         figures["targets"] = Figure("Asked and achieved", plots.png(asked), _says_targets(loaded))
     if whole.kind == "suite":  # an archive is the source itself, and a run's folder has its own episodes
         results.write_table(whole.table, folder)
+        results.write_times(whole, folder)
     settings = Section("Settings", tables.settings_table(loaded))
     results.write(folder / "table.md", _markdown([*sections, settings]))
     results.write(folder / "table.csv", main.csv())

@@ -46,7 +46,12 @@ COLORS = {
     "moorl": 8, "drbc": 9, "drbc_tabular": 9, "hnpg": 4, "trpo": 5, "ucbvi": 7, "td3_bc": 6, "cql": 9, "cal_ql": 2,
     "awac": 3, "edac": 4, "fql": 5, "rebrac": 8, "prdc": 7,
 }  # fmt: skip
-AXES = {"env_step": "environment steps", "update": "gradient updates", "time": "seconds of the run"}
+AXES = {
+    "env_step": "environment steps",
+    "update": "gradient updates",
+    "time": "seconds of the run",
+    "training": "seconds of training",
+}
 INK, FAINT = "#222222", "#8a8a8a"
 
 
@@ -60,8 +65,9 @@ def curves(
 ) -> Figure:
     """Learning curves: one panel per dataset, IQM over seeds with its bootstrap band; `computed` by `all_curves`.
 
-    `over` "steps" takes environment steps where any were taken, else gradient updates; "time" the seconds of a run, as
-    if a method's evaluations came at an even pace. Raises ValueError on anything else.
+    `over` "steps" takes environment steps where any were taken, else gradient updates; "time" the seconds of training
+    until an evaluation, mean over seeds. On a dataset where a run has not recorded these, they are the seconds of the
+    runs, as if evaluations had come at an even pace. Raises ValueError on anything else.
     """
     if over not in ("steps", "time"):
         raise ValueError(f"curves over {over!r}: choose steps or time")
@@ -227,19 +233,45 @@ def budget(curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], t
 
 
 def _over_time(results: Results, computed: dict[str, dict[str, pd.DataFrame]]) -> dict[str, dict[str, pd.DataFrame]]:
-    """The same curves over seconds: a method's steps at the pace of its finished runs' mean wall time."""
-    finished = results.cells[results.cells["status"] == "finished"]
-    wall = finished.groupby(["dataset", "method"])["wall_time"].mean()
+    """The same curves over seconds, those of `seconds_of`."""
     out: dict[str, dict[str, pd.DataFrame]] = {}
     for dataset, own in computed.items():
+        x, seconds = seconds_of(results, dataset, own)
         out[dataset] = {}
         for method, points in own.items():
-            last = float(points.index[-1]) if len(points) else 0.0
-            if last and math.isfinite(wall.get((dataset, method), math.nan)):
-                timed = points.set_axis(points.index.to_numpy(float) * wall[dataset, method] / last)
-                timed.attrs["x"] = "time"
+            if method in seconds:
+                timed = points.set_axis(seconds[method])
+                timed.attrs["x"] = x
                 out[dataset][method] = timed
     return out
+
+
+def seconds_of(results: Results, dataset: str, curves: Mapping[str, pd.DataFrame]) -> tuple[str, dict[str, np.ndarray]]:
+    """The seconds at the points of each method's curve, and which of `AXES` they are.
+
+    "training" where every run has recorded them: the mean over seeds. Else "time", a method's points at the pace of its
+    finished runs' mean wall time; a curve without a pace, all of it at step 0, is left out.
+    """
+    curves = {method: points for method, points in curves.items() if len(points)}
+    rows = results.evaluations
+    rows = rows[(rows["dataset"] == dataset) & (rows["status"] == "finished") & (rows["variant"] == "")]
+    if len(rows) and rows["training_time"].notna().all():
+        found = {}
+        for method, points in curves.items():
+            own = [
+                online.by_step(one, points.attrs["x"], "training_time")
+                for _, one in rows[rows["method"] == method].groupby("seed")
+            ]
+            steps = points.index.to_numpy(float)
+            found[method] = np.mean([np.interp(steps, one.index, one.to_numpy()) for one in own], axis=0)
+        return "training", found
+    finished = results.cells[(results.cells["status"] == "finished") & (results.cells["dataset"] == dataset)]
+    wall = finished.groupby("method")["wall_time"].mean()
+    return "time", {
+        method: points.index.to_numpy(float) * wall[method] / float(points.index[-1])
+        for method, points in curves.items()
+        if points.index[-1] and math.isfinite(wall.get(method, math.nan))
+    }
 
 
 def returns(results: Results, metric: str = "score") -> Figure:

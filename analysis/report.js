@@ -73,10 +73,11 @@ const spoken = (value) => (value == null ? "–" : Math.abs(value) >= 100 ? valu
 function draw(place) {
   const panel = data[place.dataset.panel];
   const timed = axis.value === "time";
-  const tables = panel.methods.map((one) => [one.x.map((x) => (timed ? x * one.seconds : x)), one.point, one.low, one.high]);
+  const drawn = panel.methods.filter((one) => !timed || one.seconds);
+  const tables = drawn.map((one) => [timed ? one.seconds : one.x, one.point, one.low, one.high]);
   const series = [{ label: timed ? "seconds" : panel.axis }];
   const bands = [];
-  panel.methods.forEach((one, n) => {
+  drawn.forEach((one, n) => {
     const show = !hidden.has(one.name);
     const look = { stroke: tint(one.color), show, spanGaps: true, points: { show: false } };
     series.push({ ...look, label: one.name, width: 2, dash: one.dash, value: (_, value) => spoken(value) });
@@ -95,11 +96,11 @@ function draw(place) {
       series,
       bands,
       axes: [
-        { ...look, label: timed ? "seconds of the run (evaluations at even pace)" : panel.axis, values: (_, v) => v.map(size) },
+        { ...look, label: timed ? panel.clock : panel.axis, values: (_, v) => v.map(size) },
         { ...look, label: panel.measure, size: 60 },
       ],
     },
-    uPlot.join(tables),
+    tables.length ? uPlot.join(tables) : [[]],
     place,
   );
   $$(".u-legend .u-series", place).forEach((row, n) => (row.hidden = n > 0 && (n - 1) % 3 !== 0));

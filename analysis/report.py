@@ -2,7 +2,8 @@
 
 FOLDER holds `cells.json`, or is a run's own, or has runs beneath it. Written into it: `table.md`, `table.csv`,
 `table.tex`, figures and `report.html`, one file that opens anywhere without a network; in a suite's folder also
-`episodes.parquet`, the joined rows, enough to rebuild everything. Building twice writes the same content.
+`episodes.parquet` and `evaluations.parquet`, the joined rows, enough to rebuild everything. Building twice writes the
+same content.
 
 Where neither the results nor the code have changed since, nothing is built again: `.report.json` remembers what the
 report was made of. This module imports nothing heavy, so that such a report is there at once.
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from hoard.records.cells import tail
 from hoard.records.errors import BadInput
 from hoard.records.files import read_json, write_json
-from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, PROVENANCE, STATUS
+from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, EVALUATIONS, PROVENANCE, STATUS
 from hoard.records.names import METRICS
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ _LIBRARIES = (
 _SOURCES = ("*.py", "*.j2", "*.toml", "*.csv", "*.js", "*.css")
 _CELLS = "cells.json"
 _RUN_FILES = CONFIG, STATUS, PROVENANCE, ALGORITHM
+_TABLES = EPISODES, EVALUATIONS
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _inputs(folder: Path) -> list[Any]:
     if not cells.is_file():
         top = folder / "runs" if (folder / "runs").is_dir() else folder
         runs = sorted({path.parent for path in top.rglob(_RUN_FILES[0])})
-        return [[str(run), *(_state(run / name) for name in (*_RUN_FILES, EPISODES))] for run in runs]
+        return [[str(run), *(_state(run / name) for name in (*_RUN_FILES, *_TABLES))] for run in runs]
     content = cells.read_bytes()
     try:
         record = json.loads(content)
@@ -136,9 +138,9 @@ def _inputs(folder: Path) -> list[Any]:
         runs = sorted({folder.parent / cell["run"] for cell in record["cells"] if cell["run"]})
     except (ValueError, KeyError, TypeError, AttributeError):
         runs = []  # a damaged file: building the report will say what is wrong
-    files = [run / EPISODES for run in runs]
+    files = [run / name for run in runs for name in _TABLES]
     if not any(run.is_dir() for run in runs):
-        files.append(folder / EPISODES)  # an archive
+        files += [folder / name for name in _TABLES]  # an archive
     return [hashlib.sha256(content).hexdigest(), *(_state(path) for path in files)]
 
 

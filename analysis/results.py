@@ -3,8 +3,8 @@
 `load` reads three kinds of folders:
 
 - a suite's: `cells.json` names every cell (method x dataset x seed) with its status, `journal.jsonl` what came after;
-  the episodes stand in the run folders beside it;
-- an archive: `cells.json` and one joined `episodes.parquet`, the run folders being gone;
+  the episodes stand in the run folders beside it, and in newer ones `evaluations.parquet`, when each evaluation came;
+- an archive: `cells.json` and one joined `episodes.parquet` (and `evaluations.parquet`), the run folders being gone;
 - a run's own folder, or one that has runs beneath it (`results`, `results/runs/iql`): no suite is needed.
 
 Nothing is skipped: a file that cannot be read, a missing column, a repeated row or a finished cell without its last
@@ -32,20 +32,23 @@ import pyarrow.parquet as pq
 from hoard.records.cells import JOURNAL, fold
 from hoard.records.errors import BadInput
 from hoard.records.files import write_atomic
-from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, PROVENANCE, STATUS, status_of
+from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, EVALUATIONS, PROVENANCE, STATUS, status_of
 from hoard.records.schema import (
     CELL_FIELDS,
     CELL_KEY,
     EPISODE_SCHEMA,
+    EVALUATION_SCHEMA,
     NULLABLE,
     SCHEMA_VERSION,
     STATUSES,
     TABLE_SCHEMA,
+    TIMES_SCHEMA,
 )
 
 CELLS = "cells.json"
 VALUES = ("return", "score", "success")  # what an evaluation measures
 _EVALUATION = ["cell", "variant", "update", "env_step", "final"]
+_TIMES = [*_EVALUATION, "training_time"]
 
 
 class ResultsError(BadInput):
@@ -61,6 +64,7 @@ class Results:
     meta: dict[str, Any]
     kind: str = "suite"  # or "archive", or "runs"
     cell_of_row: np.ndarray | None = None  # which row of `cells` each episode belongs to
+    times: pd.DataFrame | None = None  # `cell`, evaluation and `training_time`, of the runs that have recorded it
 
     @property
     def archived(self) -> bool:
@@ -96,7 +100,8 @@ class Results:
         """A row per evaluation of every cell, in the order of cells and updates: means over its episodes.
 
         A mean is NaN where any of its values is: averaging the others would hide an episode that diverged. `success` is
-        a rate, NaN where none was reported.
+        a rate, NaN where none was reported. `training_time` are the seconds of training until then, evaluations left
+        out; NaN for runs from before it was recorded.
         """
         table = _numbered(self.table, self._cell_of_row)
         wanted: list[Any] = [(name, "mean") for name in (*VALUES, "length")] + [([], "count_all")]
@@ -105,11 +110,14 @@ class Results:
         found = found.rename(columns={f"{name}_mean": name for name in (*VALUES, "length")} | {"count_all": "episodes"})
         for name in VALUES:
             found[name] = found[name].astype(float).where(found[f"{name}_count"] == found["episodes"])
+        if self.times is None:
+            found["training_time"] = np.nan
+        else:
+            found = found.merge(self.times, how="left", on=_EVALUATION)
         found = found.sort_values(["cell", "update", "env_step", "variant"], kind="stable", ignore_index=True)
         own = self.cells[["method", "dataset", "seed", "status", "diverged"]].iloc[found["cell"]].reset_index(drop=True)
-        return pd.concat(
-            [own, found[["variant", "update", "env_step", "final", "episodes", *VALUES, "length"]]], axis=1
-        )
+        names = ["variant", "update", "env_step", "final", "episodes", *VALUES, "length", "training_time"]
+        return pd.concat([own, found[names]], axis=1)
 
     @property
     def _cell_of_row(self) -> np.ndarray:
@@ -122,11 +130,16 @@ class Results:
         chosen = self.cells["selected"].to_numpy()
         number = np.cumsum(chosen) - 1  # of each chosen cell among the chosen
         keep = chosen[self._cell_of_row]
+        times = self.times
+        if times is not None:
+            times = times[chosen[times["cell"]]]
+            times = times.assign(cell=number[times["cell"]])
         return replace(
             self,
             cells=self.cells[chosen].reset_index(drop=True),
             table=self.table.filter(pa.array(keep)),
             cell_of_row=number[self._cell_of_row[keep]],
+            times=times,
         )
 
 
@@ -189,6 +202,20 @@ def write_table(episodes: pd.DataFrame | pa.Table, folder: str | Path) -> Path:
     return write(Path(folder) / EPISODES, sink.getvalue().to_pybytes())
 
 
+def write_times(loaded: Results, folder: str | Path) -> None:
+    """Write the joined times as `folder/evaluations.parquet`; a file that is there goes where no run has any."""
+    path = Path(folder) / EVALUATIONS
+    if loaded.times is None:
+        path.unlink(missing_ok=True)
+        return
+    own = loaded.cells[list(CELL_KEY)].iloc[loaded.times["cell"]].reset_index(drop=True)
+    joined = pd.concat([own, loaded.times.reset_index(drop=True)], axis=1).assign(schema_version=SCHEMA_VERSION)
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pandas(joined[TIMES_SCHEMA.names], schema=TIMES_SCHEMA, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata(), sink, compression="zstd")
+    write(path, sink.getvalue().to_pybytes())
+
+
 def write(path: Path, content: bytes | str) -> Path:
     """Write a file so that readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,10 +234,12 @@ def _load_suite(folder: Path) -> Results:
     if archived:
         table = _read_parquet(archive, TABLE_SCHEMA)
         rows = _cell_of_row(table, cells, archive)
+        times = _archived_times(folder / EVALUATIONS, cells)
     else:
         table, rows = _join(root, meta["suite"], cells)
+        times = _join_times(root, cells)
     _check_agreement(cells, table, rows, archive if archived else folder / CELLS)
-    return Results(cells, table, meta, "archive" if archived else "suite", rows)
+    return Results(cells, table, meta, "archive" if archived else "suite", rows, times)
 
 
 def _load_runs(folder: Path) -> Results:
@@ -229,7 +258,7 @@ def _load_runs(folder: Path) -> Results:
         meta["provenance"] = {"revision": ", ".join(revisions)}
     table, rows = _join(folder, meta["suite"], cells)
     _check_agreement(cells, table, rows, folder)
-    return Results(cells, table, meta, "runs", rows)
+    return Results(cells, table, meta, "runs", rows, _join_times(folder, cells))
 
 
 def _entry(run: Path, root: Path) -> dict[str, Any]:
@@ -417,6 +446,23 @@ def _join(root: Path, suite: str, cells: pd.DataFrame) -> tuple[pa.Table, np.nda
         tables.append(table.select(TABLE_SCHEMA.names))
         numbers.append(np.full(table.num_rows, number))
     return pa.concat_tables(tables), np.concatenate(numbers)
+
+
+def _join_times(root: Path, cells: pd.DataFrame) -> pd.DataFrame | None:
+    """When each evaluation came, of the runs that tell; None if none does."""
+    parts = []
+    for number, run in enumerate(cells["run"]):
+        path = root / run / EVALUATIONS if isinstance(run, str) else None
+        if path is not None and path.is_file():
+            parts.append(_read_parquet(path, EVALUATION_SCHEMA).to_pandas().assign(cell=number))
+    return pd.concat(parts, ignore_index=True)[_TIMES] if parts else None
+
+
+def _archived_times(path: Path, cells: pd.DataFrame) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    table = _read_parquet(path, TIMES_SCHEMA)
+    return table.to_pandas().assign(cell=_cell_of_row(table, cells, path))[_TIMES]
 
 
 def _cell_of_row(table: pa.Table, cells: pd.DataFrame, path: str | Path) -> np.ndarray:

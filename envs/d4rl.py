@@ -216,7 +216,8 @@ class Maze2d(_Simulation, EzPickle):
         if reward_type not in ("sparse", "dense"):
             raise ValueError(f"reward_type {reward_type!r}: must be sparse or dense")
         self._load(_maze2d_xml(MAPS[maze]), frame_skip=1)
-        self.reward_type, self.goal, self.render_mode = reward_type, MAZE2D_GOALS[maze], render_mode
+        self.maze, self.render_mode = maze, render_mode
+        self.reward_type, self.goal = reward_type, MAZE2D_GOALS[maze]
         self.free_cells = np.argwhere(np.array(MAPS[maze]) == 0)
         self.observation_space = Box(-np.inf, np.inf, (4,), np.float64)
         self.action_space = Box(-1.0, 1.0, (2,), np.float32)

@@ -7,8 +7,8 @@ action = policy(obs)
 hoard.results("results")
 """
 
-from hoard.api import evaluate, load, load_policy, results, train, watch
+from hoard.api import evaluate, load, load_policy, paths, results, train, watch
 
 __version__ = "0.2.0"
 
-__all__ = ["__version__", "evaluate", "load", "load_policy", "results", "train", "watch"]
+__all__ = ["__version__", "evaluate", "load", "load_policy", "paths", "results", "train", "watch"]

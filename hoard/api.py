@@ -87,6 +87,23 @@ def watch(run: str | Path, out: str | Path, episodes: int = 1, seed: int = 0) ->
     return recording.record(load_policy(run), Path(out), episodes, seed).paths
 
 
+def paths(of: str | Path, out: str | Path, episodes: int = 20, sample: int = 40, seed: int = 0) -> Path:
+    """Draw paths through a maze, `out` ending in .png, .svg or .pdf: of a run's policy and its data, or of a dataset.
+
+    `of` is the folder of a finished run or the id of a dataset. Drawn are `sample` episodes of the data, chosen by
+    `seed`, and the policy's `episodes` of `evaluate` with the same `seed`. A run's data are drawn where they are at
+    hand. Raises BadInput for an environment that is no maze whose walls are known.
+    """
+    from hoard import datasets
+    from hoard.runners import paths as drawing
+
+    if not Path(of).is_dir():
+        return drawing.draw(Path(out), None, str(of), episodes, sample, seed)[0]
+    policy = load_policy(of)
+    data = policy.task.dataset if datasets.is_at_hand(policy.task.dataset) else None
+    return drawing.draw(Path(out), policy, data, episodes, sample, seed)[0]
+
+
 def results(folder: str | Path = "results") -> pd.DataFrame:
     """Every evaluation episode of a run, a suite or a results folder, one row each.
 

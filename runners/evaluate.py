@@ -59,8 +59,8 @@ class Actor(Protocol):
 Policy = Actor | Act
 """A module with `act`, or a function (obs, history) -> action in [-1, 1]."""
 
-Witness = Callable[[int, gym.Env, np.ndarray | None], None]
-"""Called with the number of an episode, its environment, and the action just executed; None after the reset."""
+Witness = Callable[[int, gym.Env, np.ndarray | None, np.ndarray], None]
+"""Called with an episode's number, its environment, the action just executed (None: a reset), and the observation."""
 
 
 def uses_history(policy: Policy) -> bool:
@@ -175,7 +175,7 @@ class Evaluator:
         obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds)])
         if witness:
             for k in range(n):
-                witness(first + k, self.envs[k], None)
+                witness(first + k, self.envs[k], None, obs[k])
         total, length = np.zeros(n), np.zeros(n, int)
         success: list[bool | None] = [None] * n
         running = np.ones(n, bool)
@@ -194,7 +194,7 @@ class Evaluator:
                 obs[i], reward[i], terminated, truncated, info = self.envs[i].step(clipped[i])
                 length[i] += 1
                 if witness:
-                    witness(first + int(i), self.envs[i], clipped[i])
+                    witness(first + int(i), self.envs[i], clipped[i], obs[i])
                 if "success" in info:
                     success[i] = bool(success[i]) or bool(info["success"])
                 running[i] = not (terminated or truncated)

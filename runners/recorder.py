@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hoard.records import folder as names
 from hoard.records.files import write_atomic, write_json
-from hoard.records.schema import EPISODE_SCHEMA, SCHEMA_VERSION
+from hoard.records.schema import EPISODE_SCHEMA, EVALUATION_SCHEMA, SCHEMA_VERSION
 
 
 class Recorder:
@@ -27,9 +28,11 @@ class Recorder:
         self.trackers: list[Any] = []  # functions of (count, {name: value})
         self.print: Callable[[str], None] = lambda text: print(text, flush=True)
         self._episodes: list[dict[str, Any]] = []
+        self._evaluations: list[dict[str, Any]] = []
         self._metrics: list[dict[str, Any]] = []
         self._pending: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
         self._wall_before = 0.0
+        self._evaluating = 0.0  # seconds of evaluations so far
         self._started = time.monotonic()
         self._window = (0, self._started)
         self._speed: float | None = None  # rounds a second in the last window
@@ -38,6 +41,20 @@ class Recorder:
     def wall_time(self) -> float:
         """Seconds of work that this result is made of; what was lost to a kill does not count."""
         return self._wall_before + time.monotonic() - self._started
+
+    @property
+    def training_time(self) -> float:
+        """`wall_time` without what was spent on evaluations."""
+        return self.wall_time - self._evaluating
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """What runs inside is an evaluation, no training."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._evaluating += time.monotonic() - begun
 
     def say(self, text: str) -> None:
         """One plain line on standard output and in the run's log.txt."""
@@ -92,13 +109,18 @@ class Recorder:
 
     # --- files ---
 
-    def add_episodes(self, rows: list[dict[str, Any]]) -> None:
-        self._episodes += rows
-        self.write_episodes()
+    def add_evaluation(self, evaluation: dict[str, Any], episodes: list[dict[str, Any]]) -> None:
+        self._evaluations.append(evaluation)
+        self._episodes += episodes
+        self.write_evaluations()
 
-    def write_episodes(self) -> None:
-        table = pa.Table.from_pylist(self._episodes, schema=EPISODE_SCHEMA)
-        write_atomic(self.folder / names.EPISODES, lambda path: pq.write_table(table, path))
+    def write_evaluations(self) -> None:
+        for name, rows, schema in (
+            (names.EPISODES, self._episodes, EPISODE_SCHEMA),
+            (names.EVALUATIONS, self._evaluations, EVALUATION_SCHEMA),
+        ):
+            table = pa.Table.from_pylist(rows, schema=schema)
+            write_atomic(self.folder / name, lambda path: pq.write_table(table, path))  # noqa: B023
 
     def write_metrics(self) -> None:
         # Columns are the union over all rows: a metric that appears late is kept, with nulls before.
@@ -126,7 +148,9 @@ class Recorder:
     def state_dict(self) -> dict[str, Any]:
         return {
             "wall_time": self.wall_time,
+            "evaluating": self._evaluating,
             "episodes": self._episodes,
+            "evaluations": self._evaluations,
             "metrics": self._metrics,
             "pending": {name: list(entries) for name, entries in self._pending.items()},
         }
@@ -134,12 +158,14 @@ class Recorder:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self._wall_before = state["wall_time"]
         self._episodes, self._metrics = state["episodes"], state["metrics"]
+        # Checkpoints of version 0.1 have neither: what was evaluated before then stays without its time.
+        self._evaluating, self._evaluations = state.get("evaluating", 0.0), state.get("evaluations", [])
         for name, entries in state["pending"].items():
             self._pending[name] = [(count, value.to(device)) for count, value in entries]
 
     def discard(self) -> None:
         """Remove the files of rows that no checkpoint holds."""
-        for stale in (names.EPISODES, names.METRICS):
+        for stale in (names.EPISODES, names.EVALUATIONS, names.METRICS):
             (self.folder / stale).unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -250,11 +250,13 @@ class Run:
         final = self.evaluation_final
         count = self.cfg.final_eval_episodes if final else self.cfg.eval_episodes
         self.recorder.pending_values(self._unit)  # a broken loss is named as such, before a broken policy acts
-        if self._evaluator is None:
-            self._evaluator = Evaluator(self.task, self.device)
-        seeds = [evaluation_seed(self.cfg.seed, self.update, k, self.env_step) for k in range(count)]
-        generator = evaluation_generator(self.cfg.seed, self.update, self.env_step, self.device)
-        rows = self._evaluator(policy, seeds, generator)
+        training_time = self.recorder.training_time
+        with self.recorder.evaluation():
+            if self._evaluator is None:
+                self._evaluator = Evaluator(self.task, self.device)
+            seeds = [evaluation_seed(self.cfg.seed, self.update, k, self.env_step) for k in range(count)]
+            generator = evaluation_generator(self.cfg.seed, self.update, self.env_step, self.device)
+            rows = self._evaluator(policy, seeds, generator)
         shared = {
             "schema_version": SCHEMA_VERSION,
             "variant": variant,
@@ -262,7 +264,9 @@ class Run:
             "env_step": self.env_step,
             "final": final,
         }
-        self.recorder.add_episodes([shared | row | {"episode": k} for k, row in enumerate(rows)])
+        self.recorder.add_evaluation(
+            shared | {"training_time": training_time}, [shared | row | {"episode": k} for k, row in enumerate(rows)]
+        )
         if final and not variant and isinstance(policy, nn.Module):
             save_policy(self.folder, policy, self.algo, self._config, self.task)
         self._report(rows, variant)
@@ -449,7 +453,7 @@ class Run:
 
     def finish(self, keep_checkpoint: bool = False) -> None:
         """Write the last rows and mark the run finished; its resume checkpoint has done its duty then."""
-        self.recorder.write_episodes()
+        self.recorder.write_evaluations()
         self.recorder.write_metrics()
         self._write_status("finished")
         if not keep_checkpoint:

@@ -73,7 +73,7 @@ def roll_out(policy: Policy, episodes: int = 1, seed: int = 0) -> Rollout:
     """Play the episodes of `hoard evaluate --episodes N --seed S`."""
     actions: dict[int, list[np.ndarray]] = {number: [] for number in range(episodes)}
 
-    def witness(number: int, _: gym.Env, action: np.ndarray | None) -> None:
+    def witness(number: int, _: gym.Env, action: np.ndarray | None, obs: np.ndarray) -> None:
         if action is not None:
             actions[number].append(action.copy())
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hoard.records.schema import EPISODE_SCHEMA
+from hoard.records.schema import EPISODE_SCHEMA, EVALUATION_SCHEMA
 
 
 def script(path: Path) -> ModuleType:
@@ -33,14 +33,19 @@ class Sweep:
     def folder(self) -> Path:
         return self.root / self.suite
 
-    def cell(self, method, dataset, seed, *, status="finished", error=None, overrides=None, **episodes) -> Path:
-        """Add a cell; its episodes are written unless it never started."""
+    def cell(
+        self, method, dataset, seed, *, status="finished", error=None, overrides=None, training=None, **episodes
+    ) -> Path:
+        """Add a cell; its episodes are written unless it never started. `training`: seconds before each evaluation."""
         run = f"runs/{method}/{dataset.replace('/', '-')}/{seed}-0123456789ab"
         started = status != "pending"
         if started:
             (self.root / run).mkdir(parents=True, exist_ok=True)
             if status == "finished" or episodes:
-                pq.write_table(self.episodes(seed=seed, **episodes), self.root / run / "episodes.parquet")
+                table = self.episodes(seed=seed, **episodes)
+                pq.write_table(table, self.root / run / "episodes.parquet")
+                if training is not None:
+                    pq.write_table(self.evaluations(table, training), self.root / run / "evaluations.parquet")
         self.cells.append(
             {
                 "method": method,
@@ -57,6 +62,16 @@ class Sweep:
             }
         )
         return self.root / run
+
+    @staticmethod
+    def evaluations(episodes: pa.Table, training) -> pa.Table:
+        """A row for each evaluation among the episodes, after so many seconds of training."""
+        names = ["schema_version", "variant", "update", "env_step", "final"]
+        rows = episodes.select(names).group_by(names, use_threads=False).aggregate([]).to_pylist()
+        seconds = dict(zip(sorted({row["update"] for row in rows}), training))
+        return pa.Table.from_pylist(
+            [row | {"training_time": seconds[row["update"]]} for row in rows], schema=EVALUATION_SCHEMA
+        )
 
     @staticmethod
     def episodes(

@@ -1,4 +1,4 @@
-"""`hoard evaluate`, `hoard watch`, `hoard export`: what one does with a trained policy."""
+"""`hoard evaluate`, `hoard watch`, `hoard paths`, `hoard export`: what one does with a trained policy."""
 
 from __future__ import annotations
 
@@ -34,6 +34,23 @@ def add_parsers(commands: Any) -> None:
         metavar="NAME",
         help="write NAME.mp4 and NAME.gif, or the one that NAME ends in (default without a screen: policy in RUN)",
     )
+    paths = commands.add_parser(
+        "paths",
+        help="the ways through a maze, drawn: of the data, and of a trained policy",
+        description="Walls, starts, goals and ways, for mazes: of a sample of the data's episodes, "
+        "and of the policy in the episodes of `hoard evaluate` with the same --episodes and --seed.",
+        epilog="example: hoard paths results/runs/iql/hoard-pointmaze-stitch-v0/0-1a2b3c4d5e6f; "
+        "hoard paths hoard/pointmaze/stitch-v0 --out stitch.png",
+        allow_abbrev=False,
+    )
+    paths.add_argument("of", metavar="RUN|DATASET", help="folder of a finished run, or the id of a dataset")
+    paths.add_argument(
+        "--out", type=Path, metavar="FILE", help=".png, .svg or .pdf (default for a run: paths.png in its folder)"
+    )
+    paths.add_argument("--episodes", type=int, default=20, help="of the policy (default: 20)")
+    paths.add_argument("--sample", type=int, default=40, help="episodes of the data (default: 40)")
+    paths.add_argument("--seed", type=int, default=0, help="of the policy's episodes and of the sample (default: 0)")
+    paths.set_defaults(call=_paths)
     export = commands.add_parser(
         "export",
         help="a trained policy as TorchScript or ONNX",
@@ -94,6 +111,19 @@ def _watch(args: argparse.Namespace) -> int:
         print(*recording.paths, sep="\n")
         returns = recording.rollout.returns
     print(f"returns: {', '.join(f'{value:.2f}' for value in returns)}")
+    return 0
+
+
+def _paths(args: argparse.Namespace) -> int:
+    from hoard import api
+    from hoard.records.folder import PATHS
+
+    if args.seed < 0:
+        raise BadInput(f"--seed {args.seed}: must be at least 0")
+    run = Path(args.of)
+    if not run.is_dir() and args.out is None:
+        raise BadInput(f"{args.of} is no folder of a run; for a dataset, give --out FILE")
+    print(api.paths(args.of, args.out or run / PATHS, args.episodes, args.sample, args.seed))
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from hoard.records.files import read_json
 
 EPISODES, METRICS = "episodes.parquet", "metrics.parquet"
+EVALUATIONS = "evaluations.parquet"  # when each evaluation came; the same run again has other times
 CONFIG, PROVENANCE, STATUS, LOG = "config.json", "provenance.json", "status.json", "log.txt"
 CHECKPOINT = "checkpoint.pt"  # what an unfinished run resumes from
 POLICY, POLICY_SPEC = "policy.safetensors", "policy.json"  # the trained policy: weights, and how to build it

@@ -26,6 +26,26 @@ EPISODE_SCHEMA = pa.schema(
     ]
 )
 
+# evaluations.parquet of a run: one row per evaluation. Times are no result: they stand apart from the episodes, which
+# the same run gives again to the bit.
+EVALUATION_SCHEMA = pa.schema(
+    [
+        *(EPISODE_SCHEMA.field(name) for name in ("schema_version", "variant", "update", "env_step", "final")),
+        ("training_time", pa.float64()),  # seconds of training before it, evaluations left out, over all starts
+    ]
+)
+
+# evaluations.parquet of a suite: the rows of all its cells.
+TIMES_SCHEMA = pa.schema(
+    [
+        EVALUATION_SCHEMA.field("schema_version"),
+        ("method", pa.string()),
+        ("dataset", pa.string()),
+        ("seed", pa.int64()),
+        *(field for field in EVALUATION_SCHEMA if field.name != "schema_version"),
+    ]
+)
+
 # episodes.parquet of a suite: the rows of all its cells.
 TABLE_SCHEMA = pa.schema(
     [

@@ -186,6 +186,28 @@ def test_curves_over_time_have_the_pace_of_the_runs(sweep):
         plots.curves(loaded, over="tokens")
 
 
+def test_curves_over_time_have_the_measured_times_where_every_run_has_them(sweep):
+    sweep.cell("iql", DATASET, 0, curve=[1.0, 2.0, 3.0], training=[1.0, 10.0, 11.0])
+    sweep.cell("iql", DATASET, 1, curve=[1.0, 2.0, 3.0], training=[3.0, 20.0, 23.0])
+    (axes,) = plots.curves(results.load(sweep.write()), over="time").axes
+    assert axes.get_lines()[0].get_xdata() == pytest.approx([2.0, 15.0, 17.0])
+    assert axes.get_xlabel() == "seconds of training"
+    sweep.cell("bc", DATASET, 0, curve=[1.0, 2.0, 3.0])  # from before they were recorded
+    (axes,) = plots.curves(results.load(sweep.write()), over="time").axes
+    assert axes.get_lines()[0].get_xdata() == pytest.approx(75.5 * np.arange(1, 4) / 3)
+    assert axes.get_xlabel() == "seconds of the run"
+
+
+def test_an_offline_method_beside_online_ones_has_its_time(sweep):
+    sweep.cell("bc", DATASET, 0, curve=[1.0, 2.0], training=[4.0, 8.0])
+    sweep.cell("rlpd", DATASET, 0, curve=[1.0, 2.0, 3.0], env_steps=100, offline=1, training=[5.0, 6.0, 9.0])
+    loaded = results.load(sweep.write())
+    clock, seconds = plots.seconds_of(loaded, DATASET, plots.all_curves(loaded)[DATASET])
+    assert clock == "training"
+    assert seconds["bc"] == pytest.approx([8.0])  # its last evaluation stands for step 0
+    assert seconds["rlpd"] == pytest.approx([5.0, 6.0, 9.0])
+
+
 def test_every_last_episode_is_a_dot(quick):
     loaded = results.load(quick.folder)
     figure = plots.returns(loaded)

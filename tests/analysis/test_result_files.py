@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hoard.analysis import results
+from hoard.analysis import report, results
 from hoard.records import files
 from hoard.records.schema import EPISODE_SCHEMA, TABLE_SCHEMA
 
@@ -43,6 +43,33 @@ def test_archive_equals_the_run_folders(quick, archive):
     pd.testing.assert_frame_equal(live.episodes, archived.episodes)
     pd.testing.assert_frame_equal(live.cells, archived.cells)
     assert live.meta == archived.meta
+
+
+def test_times_of_evaluations_go_into_the_archive_and_are_not_asked_of_old_runs(sweep, tmp_path):
+    sweep.cell("iql", DATASET, 0, curve=[1.0, 2.0], variants={"target=0.5": 1.0}, training=[3.0, 5.0])
+    sweep.cell("iql", DATASET, 1, curve=[1.0, 2.0])
+    report.build(sweep.write())
+    live = results.load(sweep.folder)
+    seconds = live.evaluations.set_index(["seed", "update", "variant"])["training_time"]
+    assert seconds[0].to_dict() == {(1000, ""): 3.0, (2000, ""): 5.0, (2000, "target=0.5"): 5.0}
+    assert seconds[1].isna().all()
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for name in ("cells.json", "episodes.parquet", "evaluations.parquet"):
+        (archive / name).write_bytes((sweep.folder / name).read_bytes())
+    pd.testing.assert_frame_equal(results.load(archive).evaluations, live.evaluations)
+    (archive / "evaluations.parquet").unlink()
+    assert results.load(archive).evaluations["training_time"].isna().all()
+    (archive / "evaluations.parquet").write_bytes(b"no table")
+    with pytest.raises(results.ResultsError, match="cannot be read"):
+        results.load(archive)
+
+
+def test_a_selection_keeps_the_times_of_its_cells(sweep):
+    sweep.cell("bc", DATASET, 0, training=[3.0])
+    sweep.cell("iql", DATASET, 0, training=[5.0])
+    sweep.cells[0]["selected"] = False
+    assert results.load(sweep.write()).evaluations["training_time"].tolist() == [5.0]
 
 
 def test_missing_values_survive_the_archive(sweep):

@@ -36,6 +36,11 @@ def test_records(tiny, run_file, tmp_path):
     scale = high["ref_max_score"] - low["ref_min_score"]
     assert rows.score.to_numpy() == pytest.approx(100 * (rows["return"] - low["ref_min_score"]).to_numpy() / scale)
 
+    times = pd.read_parquet(folder / "evaluations.parquet")
+    assert times["update"].tolist() == [30, 60]
+    assert 0 < times["training_time"][0] < times["training_time"][1]
+    assert times["training_time"][1] < status["wall_time"]  # which has the evaluations too
+
     metrics = pd.read_parquet(folder / "metrics.parquet")
     assert metrics["update"].tolist() == [10, 20, 30, 40, 50, 60]  # updates / log_every rows
     assert metrics.notna().all().all()
@@ -136,8 +141,8 @@ def test_a_kill_during_an_evaluation(tiny, run_file, tmp_path, monkeypatch):
     run_file("iql", *args, results=tmp_path / "straight")
     lockstep = Evaluator._lockstep
 
-    def dying(self, policy, seeds, generator):
-        lockstep(self, policy, seeds, generator)
+    def dying(self, *args):
+        lockstep(self, *args)
         raise Killed
 
     monkeypatch.setattr(Evaluator, "_lockstep", dying)
