@@ -43,6 +43,7 @@ def add_parsers(commands: Any) -> None:
         "--gpus", metavar="LIST", help="deal these out to the cells: 0,1 or their UUIDs; one to each cell"
     )
     bench.add_argument("--per-gpu", type=int, metavar="N", help="cells at a time on each of them (default: 1)")
+    bench.add_argument("--mirror", metavar="URL", help="copy finished runs to and from there: s3://bucket/results")
     bench.add_argument("--cold", action="store_true", help="start each cell as a fresh process that imports anew")
     bench.add_argument("--dry-run", action="store_true", help="as `hoard plan`: say what would be done, start nothing")
     bench.set_defaults(call=_bench)
@@ -69,10 +70,10 @@ def add_parsers(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="rebuild the report of a suite, a run or a results folder",
-        epilog="example: hoard report quick; hoard report results/runs/iql",
+        epilog="example: hoard report quick; hoard report results/runs/iql; hoard report s3://bucket/results/quick",
         allow_abbrev=False,
     )
-    report.add_argument("suite", nargs="?", default="quick", help="name of a suite, or a folder with results")
+    report.add_argument("suite", nargs="?", default="quick", help="name of a suite, a folder, or a mirror's URL/SUITE")
     report.add_argument("--all", action="store_true", help="all cells on record, not only those last asked for")
     report.set_defaults(call=_report)
     for command in (bench, plan, report):
@@ -134,6 +135,7 @@ def _bench(args: argparse.Namespace) -> int:
         return _plan(args)
     if args.json:
         raise BadInput("--json goes with --dry-run")
+    from hoard.runners.sweep.mirror import Mirror
     from hoard.runners.sweep.schedule import Sweep
 
     limits, gpus = _limits(args), _gpus(args)
@@ -159,8 +161,9 @@ def _bench(args: argparse.Namespace) -> int:
         launcher = WarmLauncher()
         at_end.callback(launcher.close)
     command = shlex.join(["hoard", *sys.argv[1:]])
+    mirror = Mirror(args.mirror, args.results) if args.mirror else None
     with at_end:
-        sweep = Sweep(suite, args.results, jobs, command, launcher, limits, gpus, args.per_gpu or 1)
+        sweep = Sweep(suite, args.results, jobs, command, launcher, limits, gpus, args.per_gpu or 1, mirror)
         status = sweep.run()
     if any(job.status == "finished" for job in sweep.work):
         status = show(args.results / suite.name) or status
@@ -229,6 +232,10 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
 
 
 def _report(args: argparse.Namespace) -> int:
+    if "://" in args.suite:
+        from hoard.runners.sweep.mirror import fetch_suite
+
+        return show(fetch_suite(args.suite, args.results / "fetched"), args.all)
     given = Path(args.suite)
     named = args.results / given.name.removesuffix(".toml")
     if given.is_dir():

@@ -35,6 +35,7 @@ from hoard.runners.sweep.gpus import Gpus
 from hoard.runners.sweep.job import Job, Launcher, Process, Start, end_all, how_it_ended, start_here, tail
 from hoard.runners.sweep.limits import GRACE, TRANSIENT, Limits
 from hoard.runners.sweep.local import oom_kills
+from hoard.runners.sweep.mirror import Damaged, Mirror
 from hoard.runners.sweep.record import Record
 from hoard.runners.sweep.remote import Cluster, RemoteProcess
 from hoard.runners.sweep.suite import Suite
@@ -61,6 +62,7 @@ class Sweep:
         limits: Limits | None = None,
         gpus: Sequence[str] = (),
         per_gpu: int = 1,
+        mirror: Mirror | None = None,
     ) -> None:
         if jobs < 1:
             raise BadInput(f"--jobs {jobs}: must be at least 1")
@@ -70,6 +72,7 @@ class Sweep:
         self.cluster = launcher if isinstance(launcher, Cluster) else None
         self.limits = limits or Limits()
         self._gpus = Gpus(gpus, per_gpu)
+        self._mirror = mirror
         self.console = Console()
         self.work = prepare.jobs_of(suite, self.folder)
         self._refuse_what_nobody_has()
@@ -116,6 +119,35 @@ class Sweep:
         configs = prepare.ask_the_files(self.suite, self.work)
         self._get_data()
         prepare.find_runs(self.work, configs, self.results)
+        if self._mirror:
+            self._meet(self._mirror)
+
+    def _meet(self, mirror: Mirror) -> None:
+        """Bring finished cells from the mirror, and copy to it those that are finished here alone."""
+        brought = 0
+        for job in self.work:
+            if job.run is None or job.status not in ("pending", "finished"):
+                continue
+            try:
+                if job.status == "pending" and mirror.get(job.run):
+                    job.status = "finished"
+                    brought += 1
+            except Damaged as error:
+                self._say_copy(f"the copy of {job.cell.label} is not used: {error}")
+            if job.status == "finished":
+                mirror.put(job.run)
+        if brought:
+            self.console.print(f"{brought} finished cells brought from {mirror.url}", highlight=False, soft_wrap=True)
+
+    def _say_copy(self, text: str) -> None:
+        self.console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
+
+    def _leave(self, mirror: Mirror) -> bool:
+        """Wait for the last copies; whether all were made."""
+        wrong = mirror.close(self.suite.name)
+        for line in wrong:
+            self._say_copy(f"not copied to {mirror.url}, the same command tries again: {line}")
+        return not wrong
 
     def _get_data(self) -> None:
         by_dataset: dict[str, list[Job]] = {dataset_id: [] for dataset_id in self.suite.datasets}
@@ -184,6 +216,7 @@ class Sweep:
             raise
         finally:
             self.record.write(self.work)
+            copied = self._leave(self._mirror) if self._mirror else True
         for job in (unfinished := [job for job in self.work if job.status != "finished"]):
             log = f"  (log: {job.log})" if job.process else ""
             how = f" ({job.failure})" if job.failure else ""
@@ -192,7 +225,7 @@ class Sweep:
             )
             text = job.log_text() if job.process and not job.over else job.error or ""
             self.console.print(tail(text), markup=False, highlight=False, soft_wrap=True)
-        return FAILED if unfinished else OK
+        return FAILED if unfinished or not copied else OK
 
     def _set(self, job: Job, status: str) -> None:
         self._counts[job.status] -= 1
@@ -318,6 +351,8 @@ class Sweep:
             self._set(job, "pending" if again else status)
             job.failure, job.error = failure, error
             self.record.change("retry" if again else status, job, self.work)
+            if status == "finished" and self._mirror:
+                self._mirror.put(str(job.run))
             if again:
                 wait = self.limits.wait(job.attempts)
                 self._put_off(job, wait)
