@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hoard.analysis import comparisons, plots, tables
+from hoard.analysis import comparisons, plots, run_files, tables
 from hoard.analysis.results import Results
 
 POINTS = 200  # of a curve: more than a screen can show apart
@@ -28,6 +28,7 @@ class Panel:
     alt: str
     curves: dict[str, Any] | None  # what the script draws
     runs: list[dict[str, Any]]
+    pictures: list[run_files.Shown]
 
 
 def methods(loaded: Results) -> list[dict[str, Any]]:
@@ -43,8 +44,10 @@ def panels(
     measure: dict[str, str],
     curves: dict[str, dict[str, pd.DataFrame]],
     rankings: list[comparisons.Ranking],
+    made: dict[int, dict[str, Any]],
+    shown: dict[int, list[run_files.Shown]],
 ) -> list[Panel]:
-    """A panel for each dataset; `curves` are those of `plots.all_curves`."""
+    """A panel for each dataset; `curves` are those of `plots.all_curves`, `made` and `shown` those of `run_files`."""
     sentences = {ranking.dataset: ranking.sentence for ranking in rankings}
     last = loaded.evaluations
     last = last[last["variant"] == ""].drop_duplicates(["method", "dataset", "seed"], keep="last")
@@ -54,14 +57,18 @@ def panels(
     for number, dataset in enumerate(loaded.datasets):
         own = loaded.cells[loaded.cells["dataset"] == dataset]
         drawn = _drawn(loaded, dataset, measure[dataset], curves.get(dataset, {}))
-        runs = [_run(cell, facts, measure[dataset]) for cell in own.to_dict("records")]
+        runs = [
+            _run(cell, facts, measure[dataset])
+            | {"made": run_files.in_words(made.get(number, {})), "pictures": shown.get(number, [])}
+            for number, cell in zip(own.index, own.to_dict("records"))
+        ]
         seen: set[str] = set()
         for run in runs:
             run["id"] = "" if run["method"] in seen else anchor(loaded, dataset, run["method"])
             seen.add(run["method"])
         out.append(
             Panel(f"dataset-{number + 1}", dataset, measure[dataset], sentences.get(dataset, ""),
-                  _alt(dataset, drawn), drawn, runs)
+                  _alt(dataset, drawn), drawn, runs, [one for run in runs for one in run["pictures"]])
         )  # fmt: skip
     return out
 

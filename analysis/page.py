@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from hoard.analysis import aggregate, comparisons, interactive, online, plots, published, results, tables
+from hoard.analysis import aggregate, comparisons, interactive, online, plots, published, results, run_files, tables
 from hoard.analysis.results import Results
 
 HERE = Path(__file__).parent
@@ -66,6 +66,12 @@ def write(folder: Path, metric: str | None, everything: bool) -> str:
     } | _suite_figures(loaded, metric, values)
     if (asked := plots.targets(loaded)) is not None:
         figures["targets"] = Figure("Asked and achieved", plots.png(asked), _says_targets(loaded))
+    runs = run_files.folders(loaded, folder)
+    made = run_files.provenance(runs)
+    shown, left_out = run_files.pictures(loaded, runs)
+    known = run_files.data_returns(loaded, made)
+    if (drawn := plots.return_histograms(loaded, known)) is not None:
+        figures["returns"] = Figure("Returns of data and policies", plots.png(drawn), _says_returns(loaded, known))
     if whole.kind == "suite":  # an archive is the source itself, and a run's folder has its own episodes
         results.write_table(whole.table, folder)
         results.write_times(whole, folder)
@@ -76,8 +82,8 @@ def write(folder: Path, metric: str | None, everything: bool) -> str:
     for name, figure in figures.items():
         results.write(folder / "figures" / f"{name}.png", figure.png)
     measure = tables.measures(loaded, metric)
-    panels = interactive.panels(loaded, measure, curves, ranked)
-    html = _html(loaded, whole, [*sections, settings], list(figures.values()), ranked, panels)
+    panels = interactive.panels(loaded, measure, curves, ranked, made, shown)
+    html = _html(loaded, whole, [*sections, settings], list(figures.values()), ranked, panels, left_out)
     results.write(folder / "report.html", html)
     return _text(sections, ranked, _selection_note(loaded, whole))
 
@@ -174,6 +180,7 @@ def _html(
     figures: list[Figure],
     ranked: list[comparisons.Ranking],
     panels: list[interactive.Panel],
+    left_out: list[str],
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -188,7 +195,7 @@ def _html(
     return environment.get_template("report.html.j2").render(
         suite=loaded.meta["suite"],
         facts=_facts(loaded),
-        remark=_selection_note(loaded, whole),
+        remarks=[note for note in (_selection_note(loaded, whole), *left_out) if note],
         sections=sections,
         figures=figures,
         rankings=ranked,
@@ -259,6 +266,18 @@ def _says_curves(loaded: Results, metric: str) -> str:
         ]
         parts.append(f"{dataset}, over {own[x].max():,} {axis}, first to last evaluation: {', '.join(words)}.")
     return " ".join(["Line plot of learning curves, a panel per dataset, a line per method.", *parts])
+
+
+def _says_returns(loaded: Results, known: dict[str, list[float]]) -> str:
+    """The histograms in words: medians of the data and of each method."""
+    rows = loaded.finished
+    rows = rows[rows["final"] & (rows["variant"] == "")]
+    parts = []
+    for dataset, quantiles in known.items():
+        medians = rows[rows["dataset"] == dataset].groupby("method", sort=False)["return"].median()
+        words = [f"data {np.median(quantiles):.4g}", *(f"{method} {value:.4g}" for method, value in medians.items())]
+        parts.append(f"Medians on {dataset}: {', '.join(words)}.")
+    return " ".join(["Histograms of episode returns, of the data and of each method's last episodes.", *parts])
 
 
 def _says_targets(loaded: Results) -> str:

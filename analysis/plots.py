@@ -23,6 +23,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from hoard.analysis import aggregate, online, stats, tables
@@ -294,6 +295,45 @@ def returns(results: Results, metric: str = "score") -> Figure:
             axes.set_ylim(len(results.methods) - 0.4, -0.6)
             axes.set(title=dataset, xlabel=label(measure[dataset]))
         _caption(figure, "a dot per episode of the last evaluation, all finished seeds together")
+    return figure
+
+
+def return_histograms(results: Results, data: Mapping[str, Sequence[float]]) -> Figure | None:
+    """Returns of a dataset's episodes and, as outlines, of each method's last evaluations; None without any `data`.
+
+    `data` has quantiles of the returns of each dataset that is drawn. Every histogram sums to 1.
+    """
+    rows, styles = results.finished, method_styles(results)
+    rows = rows[rows["final"] & (rows["variant"] == "") & np.isfinite(rows["return"])]
+    datasets = [
+        dataset for dataset in results.datasets if len(data.get(dataset, ())) and dataset in set(rows["dataset"])
+    ]
+    if not datasets:
+        return None
+    with style():
+        figure, panels = _grid(len(datasets), height=2.7)
+        for axes, dataset in zip(panels, datasets):
+            own = rows[rows["dataset"] == dataset]
+            known = np.asarray(data[dataset], float)
+            every = np.concatenate([known, own["return"]])
+            bins = np.histogram_bin_edges(every, 24)
+            look: dict[str, Any] = {"ax": axes, "bins": bins, "stat": "proportion"}
+            seaborn.histplot(x=known, **look, color="#b9b9b9", edgecolor="white", linewidth=0.4)
+            for method in results.methods:
+                values = own.loc[own["method"] == method, "return"]
+                if len(values):
+                    line = {"color": styles[method]["color"], "linestyle": styles[method]["linestyle"]}
+                    seaborn.histplot(x=values, **look, **line, element="step", fill=False, linewidth=1.7)
+            axes.set(title=dataset, xlabel="return", ylabel="share of episodes")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        handles: list[Any] = [Patch(facecolor="#b9b9b9", label="data")]
+        handles += [
+            Line2D([], [], color=styles[method]["color"], linestyle=styles[method]["linestyle"], lw=1.8, label=method)
+            for method in results.methods
+        ]
+        columns = min(len(handles), 6 if len(datasets) > 1 else 3)
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+        _caption(figure, "grey: the data's episodes; outlines: all episodes of the last evaluations of finished seeds")
     return figure
 
 

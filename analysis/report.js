@@ -130,6 +130,20 @@ new ResizeObserver(() => {
   }
 }).observe(document.body);
 
+// Films stand still until they are asked to play, and can be stopped: nobody has to see anything move.
+for (const button of $$("button.play")) {
+  const image = button.parentElement.querySelector("img");
+  const still = image.src;
+  const title = button.getAttribute("aria-label").replace("Play: ", "");
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const playing = image.src !== still;
+    image.src = playing ? still : image.dataset.film;
+    button.textContent = playing ? "▶ Play" : "■ Stop";
+    button.setAttribute("aria-label", `${playing ? "Play" : "Stop"}: ${title}`);
+  });
+}
+
 // A link to the runs behind a number opens the list that it leads to.
 function open() {
   const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from hoard.records.cells import tail
 from hoard.records.errors import BadInput
 from hoard.records.files import read_json, write_json
-from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, EVALUATIONS, PROVENANCE, STATUS
+from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, EVALUATIONS, FILM, PATHS, PROVENANCE, STATUS
 from hoard.records.names import METRICS
 
 if TYPE_CHECKING:
@@ -40,11 +40,13 @@ _LIBRARIES = (
     "matplotlib",
     "seaborn",
     "jinja2",
+    "pillow",
 )  # which could draw or count differently
 _SOURCES = ("*.py", "*.j2", "*.toml", "*.csv", "*.js", "*.css")
 _CELLS = "cells.json"
 _RUN_FILES = CONFIG, STATUS, PROVENANCE, ALGORITHM
 _TABLES = EPISODES, EVALUATIONS
+_SHOWN = *_TABLES, FILM, PATHS
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _inputs(folder: Path) -> list[Any]:
     if not cells.is_file():
         top = folder / "runs" if (folder / "runs").is_dir() else folder
         runs = sorted({path.parent for path in top.rglob(_RUN_FILES[0])})
-        return [[str(run), *(_state(run / name) for name in (*_RUN_FILES, *_TABLES))] for run in runs]
+        return [[str(run), *(_state(run / name) for name in (*_RUN_FILES, *_SHOWN))] for run in runs]
     content = cells.read_bytes()
     try:
         record = json.loads(content)
@@ -138,7 +140,7 @@ def _inputs(folder: Path) -> list[Any]:
         runs = sorted({folder.parent / cell["run"] for cell in record["cells"] if cell["run"]})
     except (ValueError, KeyError, TypeError, AttributeError):
         runs = []  # a damaged file: building the report will say what is wrong
-    files = [run / name for run in runs for name in _TABLES]
+    files = [run / name for run in runs for name in (*_SHOWN, PROVENANCE)]
     if not any(run.is_dir() for run in runs):
         files += [folder / name for name in _TABLES]  # an archive
     return [hashlib.sha256(content).hexdigest(), *(_state(path) for path in files)]

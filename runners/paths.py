@@ -110,6 +110,11 @@ def figure(layout: MazeLayout, panels: Sequence[Panel], title: str) -> Figure:
     return drawn
 
 
+def is_maze(spec: EnvSpec | None) -> bool:
+    """Whether an environment is a maze with a known layout."""
+    return spec is not None and layout_of(spec) is not None
+
+
 # --- walks ---
 
 

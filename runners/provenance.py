@@ -8,6 +8,11 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hoard.datasets import Dataset
 
 ROOMS = ("algos", "analysis", "datasets", "envs", "hoard", "runners")
 
@@ -22,6 +27,18 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             out[name] = "absent"
     return out
+
+
+def data_facts(data: Dataset) -> dict[str, Any]:
+    """Id, hash and size of a dataset, and how its episodes' returns are distributed: 101 quantiles, of five digits."""
+    quantiles = np.quantile(data.returns.astype(np.float64), np.linspace(0, 1, 101))
+    return {
+        "id": data.id,
+        "sha256": data.content_hash,
+        "transitions": len(data),
+        "episodes": data.num_episodes,
+        "returns": [float(f"{value:.5g}") for value in quantiles],
+    }
 
 
 def machine() -> str:

@@ -406,7 +406,7 @@ class Run:
         cuda = self.device.type == "cuda"
         made = {
             "revisions": revisions,
-            "dataset": {"id": self.dataset.id, "sha256": self.dataset.content_hash, "transitions": len(self.dataset)},
+            "dataset": provenance.data_facts(self.dataset),
             "env": self.dataset.env_spec.id if self.dataset.env_spec else None,
             "versions": provenance.library_versions(),
             "device": torch.cuda.get_device_name(self.device) if cuda else provenance.machine(),

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from hoard.records import media
 from hoard.records.schema import EPISODE_SCHEMA, EVALUATION_SCHEMA
 
 
@@ -158,6 +160,30 @@ def quick(sweep) -> Sweep:
                     success = bool(seed % 2) if shift == 1 else None
                     sweep.cell(method, dataset, seed, curve=rise, variants=extra, success=success, **facts)
     sweep.write()
+    return sweep
+
+
+@pytest.fixture
+def filmed(sweep) -> Sweep:
+    """Two methods on one dataset: films of two runs, the paths of one, and the provenance of all that have started."""
+    rng = np.random.default_rng(0)
+    for method in ("bc", "iql"):
+        for seed in range(2):
+            sweep.cell(method, "hoard/pendulum/mixed-v0", seed, curve=[10.0, 20.0 + seed])
+    sweep.cell("iql", "hoard/pendulum/mixed-v0", 2, status="pending")
+    sweep.write()
+    for cell in sweep.cells:
+        if cell["run"]:
+            data = {"sha256": "5f" * 32, "transitions": 100, "returns": [-900.0, -500.0, -400.0]}
+            made = {"revisions": ["ab" * 20 + "+changes"], "dataset": data, "device": "Linux, <2> cores"}
+            made["versions"] = {"torch": "2.9.0"}
+            (sweep.root / cell["run"] / "provenance.json").write_text(json.dumps(made))
+    for cell in (sweep.cells[0], sweep.cells[2]):
+        frames = [Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)) for _ in range(3)]
+        record = media.record_of(f"Film <b>of</b> {cell['method']}.", cell["method"], cell["dataset"], "Env-v0", 0, [])
+        path = sweep.root / cell["run"] / "policy.gif"
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, loop=0, comment=record)
+    frames[0].resize((640, 320)).save(path.with_name("paths.png"))  # made by something else: without a record
     return sweep
 
 

@@ -75,6 +75,11 @@ def add_parsers(commands: Any) -> None:
     )
     report.add_argument("suite", nargs="?", default="quick", help="name of a suite, a folder, or a mirror's URL/SUITE")
     report.add_argument("--all", action="store_true", help="all cells on record, not only those last asked for")
+    report.add_argument(
+        "--rollouts",
+        action="store_true",
+        help="first film the policy of each method's median seed on each dataset, and draw its paths in a maze",
+    )
     report.set_defaults(call=_report)
     for command in (bench, plan, report):
         command.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
@@ -238,10 +243,13 @@ def _report(args: argparse.Namespace) -> int:
         return show(fetch_suite(args.suite, args.results / "fetched"), args.all)
     given = Path(args.suite)
     named = args.results / given.name.removesuffix(".toml")
-    if given.is_dir():
-        return show(given, args.all)
-    if named.is_dir():
-        return show(named, args.all)
+    folder = next((folder for folder in (given, named) if folder.is_dir()), None)
+    if folder is not None:
+        if args.rollouts:
+            from hoard.cli import rollouts
+
+            rollouts.record(folder, args.all)
+        return show(folder, args.all)
     raise BadInput(f"no results in {named}, nor a folder {given}; run `hoard bench {args.suite}` first")
 
 

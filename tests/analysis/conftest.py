@@ -1,1 +1,1 @@
-from synthetic import archive, quick, sweep  # noqa: F401
+from synthetic import archive, filmed, quick, sweep  # noqa: F401

@@ -111,6 +111,35 @@ def test_a_number_leads_to_its_runs(chromium, quick):
     assert "hoard train" in row.inner_text()
 
 
+def test_a_film_plays_when_asked_to_and_stops(chromium, filmed):
+    one = Page(chromium, filmed.folder, reduced_motion="reduce")
+    one.page.locator("#leaderboard tbody a").first.click()
+    figure = one.page.locator("#film-1")
+    image, button = figure.locator("img"), figure.locator("button")
+    assert image.get_attribute("src").startswith("data:image/png")  # nothing moves by itself
+    assert button.get_attribute("aria-label") == "Play: Film of bc, seed 0"
+    button.focus()
+    one.page.keyboard.press("Enter")
+    assert image.get_attribute("src").startswith("data:image/gif")
+    assert button.inner_text() == "■ Stop"
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    one.page.keyboard.press("Space")
+    assert image.get_attribute("src").startswith("data:image/png")
+    assert button.get_attribute("aria-label") == "Play: Film of bc, seed 0"
+    assert one.said == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_films_and_paths_fit_the_window_and_axe_finds_nothing(chromium, filmed, size):
+    one = Page(chromium, filmed.folder, size, bypass_csp=True)
+    for details in one.page.locator("section details").all():
+        details.locator("summary").click()
+    assert one.page.locator(".pictures img").count() == 3
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
+    assert one.said == []
+    assert violations(one) == []
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_no_error_no_request_and_nothing_wider_than_the_window(chromium, quick, size):
     one = Page(chromium, quick.folder, size)
@@ -120,13 +149,17 @@ def test_no_error_no_request_and_nothing_wider_than_the_window(chromium, quick, 
     assert one.page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_axe_finds_nothing(chromium, quick, size):
+def violations(one: Page) -> list[tuple[str, str, str]]:
+    """What axe-core finds in the page as it is now."""
     if not AXE.is_file():
         if os.environ.get("HOARD_BROWSER") == "required":
             pytest.fail("there is no axe-core")
         pytest.skip("axe-core is not here; .ci/browser fetches it")
-    one = Page(chromium, quick.folder, size, bypass_csp=True)
     one.page.evaluate(AXE.read_text())
     found = one.page.evaluate("axe.run()")["violations"]
-    assert [(rule["id"], rule["impact"], rule["nodes"][0]["html"]) for rule in found] == []
+    return [(rule["id"], rule["impact"], rule["nodes"][0]["html"]) for rule in found]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_axe_finds_nothing(chromium, quick, size):
+    assert violations(Page(chromium, quick.folder, size, bypass_csp=True)) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import imageio_ffmpeg
 import numpy as np
@@ -88,6 +89,29 @@ def test_without_ffmpeg_there_is_still_an_image(call, iql, tmp_path, monkeypatch
     assert (status, "there is no ffmpeg" in err) == (2, True)
 
 
+def test_a_report_with_films(call, iql, rcsl, tmp_path):
+    """A folder of two runs: one policy is filmed, the other was lost."""
+    results = tmp_path / "results"
+    for run in (iql, rcsl):
+        shutil.copytree(run, results / "runs" / run.parent.parent.name / run.parent.name / run.name)
+    lost = results / "runs" / "rcsl" / rcsl.parent.name / rcsl.name
+    (lost / "policy.json").unlink()
+    status, out, err = call("report", results, "--rollouts")
+    assert status == 0, err
+    film = results / "runs" / "iql" / iql.parent.name / iql.name / "policy.gif"
+    assert f"{film}\n" in out
+    assert f"runs/rcsl/{rcsl.parent.name}/{rcsl.name}: it has kept no policy" in out
+    with Image.open(film) as image:
+        assert (image.n_frames, image.size[0]) == (100, 240)
+    assert not (film.parent / "paths.png").exists()  # a pendulum is no maze
+    page = (results / "report.html").read_text()
+    assert page.count("data-film=") == 1
+    assert "Film of iql on test/pendulum-v0, 1 evaluation episode from seed 0: return -" in page
+    before = film.stat().st_mtime_ns
+    assert call("report", results, "--rollouts")[0] == 0
+    assert film.stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize("kind", ["torchscript", "onnx"])
 @pytest.mark.parametrize("name", ["iql", "rcsl"])
 def test_an_exported_policy_is_the_policy(call, request, tmp_path, name, kind):
@@ -116,6 +140,16 @@ def test_a_policy_that_looks_further_back_is_not_exported(call, tiny, tmp_path):
     status, _, err = call("export", run, "--out", tmp_path / "policy.pt")
     assert (status, "cannot be exported" in err) == (2, True)
     assert not (tmp_path / "policy.pt").exists()
+
+
+def test_paths_need_a_maze_and_a_place(call, iql, tiny, tmp_path):
+    for args, message in (
+        ((iql,), "Pendulum-v1 is no maze whose walls are known"),
+        ((tiny,), "is no folder of a run; for a dataset, give --out FILE"),
+        ((tiny, "--out", tmp_path / "a.png", "--seed", -1), "--seed -1: must be at least 0"),
+    ):
+        status, _, err = call("paths", *args)
+        assert (status, message in err) == (2, True), err
 
 
 def test_diff_shows_the_share(call, tmp_path):

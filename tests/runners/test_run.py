@@ -51,6 +51,9 @@ def test_records(tiny, run_file, tmp_path):
     provenance = json.loads((folder / "provenance.json").read_text())
     assert re.fullmatch("[0-9a-f]{64}", provenance["dataset"]["sha256"])
     assert provenance["versions"]["torch"]
+    returns = provenance["dataset"]["returns"]
+    assert (len(returns), provenance["dataset"]["episodes"]) == (101, 10)
+    assert returns == sorted(returns)
     assert "-> " in done.stdout
     assert "update 60/60" in (folder / "log.txt").read_text()
 
