@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
 from hoard.runners import Run, main
-from hoard.runners.nn import ObsNormalizer, frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import (
+    ObsNormalizer,
+    compiled,
+    frozen_copy,
+    gradient_step,
+    linear,
+    normal_like,
+    polyak_update,
+)
 
 
 @dataclass
@@ -34,6 +42,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 1_000_000  # gradient updates on the dataset
     online_steps: int = 0  # environment steps after them, one update each; *_every count steps there
     guide: str = "none"  # or a finished run's folder, whose policy begins every episode; see docs/protocol.md
@@ -89,12 +98,16 @@ class Actor(nn.Module):
         """The mean, cut to [-1, 1]."""
         return self(obs)[0].clamp(-1, 1)
 
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """The action for standard normal noise, cut to [-1, 1]."""
+        mean, log_std = self(obs)
+        return (mean + log_std.exp() * noise).clamp(-1, 1)
+
     @torch.no_grad()
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A draw, cut to [-1, 1]."""
         mean, log_std = self(obs)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return (mean + log_std.exp() * noise).clamp(-1, 1)
+        return (mean + log_std.exp() * normal_like(mean, generator)).clamp(-1, 1)
 
 
 class Critic(nn.Module):
@@ -125,12 +138,18 @@ class Critic(nn.Module):
 # --- losses: a scalar and detached metrics ---
 
 
+def with_noise(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The batch, and standard normal numbers for the policy's actions at s' and at s: all that an update draws."""
+    drawn = {name: normal_like(batch["action"], generator) for name in ("next_noise", "noise")}
+    return batch | drawn
+
+
 def critic_loss(
-    critic: Critic, target: Critic, actor: Actor, batch: dict[str, Tensor], cfg: Config, generator: torch.Generator
+    critic: Critic, target: Critic, actor: Actor, batch: dict[str, Tensor], cfg: Config
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared error of both heads, summed over them."""
     with torch.no_grad():
-        next_action = actor.explore(batch["next_obs"], generator)
+        next_action = actor.sample(batch["next_obs"], batch["next_noise"])
         next_q = target(batch["next_obs"], next_action).amin(dim=0)
         backup = batch["reward"] + cfg.discount * (1 - batch["terminated"]) * next_q
     q = critic(batch["obs"], batch["action"])
@@ -138,11 +157,10 @@ def critic_loss(
     return loss, {"losses/critic": loss.detach(), "values/q": q.detach().mean()}
 
 
-def actor_loss(
-    actor: Actor, critic: Critic, obs: Tensor, action: Tensor, cfg: Config, generator: torch.Generator
-) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(actor: Actor, critic: Critic, batch: dict[str, Tensor], cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:
+    obs, action = batch["obs"], batch["action"]
     with torch.no_grad():
-        value = critic(obs, actor.explore(obs, generator)).amin(dim=0)
+        value = critic(obs, actor.sample(obs, batch["noise"])).amin(dim=0)
         advantage = critic(obs, action).amin(dim=0) - value
         weight = torch.exp(cfg.beta * advantage).clamp(max=cfg.max_weight)
     mean, log_std = actor(obs)
@@ -175,18 +193,19 @@ def train(cfg: Config, run: Run) -> None:
 
     def update(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # Q: towards r + discount * the smaller target Q of the policy's next action
-        loss, metrics = critic_loss(critic, target, actor, batch, cfg, generator)
+        loss, metrics = critic_loss(critic, target, actor, batch, cfg)
         gradient_step(optimizers["critic"], loss)
         # policy: the buffer's actions, weighted by exp(beta * advantage)
-        loss, of_actor = actor_loss(actor, critic, batch["obs"], batch["action"], cfg, generator)
+        loss, of_actor = actor_loss(actor, critic, batch, cfg)
         gradient_step(optimizers["actor"], loss)
         polyak_update(target, critic, cfg.target_tau)
         return metrics | of_actor
 
+    update = compiled(update, optimizers.values(), cfg.compile)
     env = run.training_env() if cfg.online_steps else None
     run.register(networks=networks, target=target, optimizers=optimizers, buffer=buffer)
     for _ in run.loop(cfg.updates):
-        run.log(update(buffer.sample(cfg.batch_size, generator)))
+        run.log(update(with_noise(buffer.sample(cfg.batch_size, generator), generator)))
         if run.evaluation_due:
             run.evaluate(actor)
     if env is None:
@@ -194,7 +213,8 @@ def train(cfg: Config, run: Run) -> None:
 
     for _ in run.online(cfg.online_steps):
         buffer.add(*env.step(actor.explore(env.obs, generator)))
-        run.log(update(buffer.sample(cfg.batch_size, generator, cfg.offline_ratio)))
+        batch = buffer.sample(cfg.batch_size, generator, cfg.offline_ratio)
+        run.log(update(with_noise(batch, generator)))
         if run.evaluation_due:
             run.evaluate(actor)
 

@@ -24,7 +24,14 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import Run, main
-from hoard.runners.nn import ObsNormalizer, frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import (
+    ObsNormalizer,
+    frozen_copy,
+    gradient_step,
+    linear,
+    normal_like,
+    polyak_update,
+)
 
 
 @dataclass
@@ -104,10 +111,9 @@ class Actor(nn.Module):
         mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
-    def sample(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A reparameterised action, (..., action_dim), and its log-density, (...)."""
+    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A reparameterised action for standard normal noise, both (..., action_dim), and its log-density, (...)."""
         mean, log_std = self(obs)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return squash(mean, log_std, noise)
 
     def act(self, obs: Tensor) -> Tensor:
@@ -117,7 +123,8 @@ class Actor(nn.Module):
     @torch.no_grad()
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A sampled action."""
-        return self.sample(obs, generator)[0]
+        mean, log_std = self(obs)
+        return squash(mean, log_std, normal_like(mean, generator))[0]
 
 
 def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,21 +196,34 @@ class Returns(nn.Module):
 # --- losses: a scalar and detached metrics ---
 
 
-def backup_of(
-    target: Critic, actor: Actor, alpha: Tensor, batch: dict[str, Tensor], cfg: Config, generator: torch.Generator
-) -> Tensor:
+def with_noise(batch: dict[str, Tensor], cfg: Config, generator: torch.Generator) -> dict[str, Tensor]:
+    """The batch, and all that an update draws: uniform actions, and standard normal numbers for the policy's own.
+
+    `noise` is for the policy's step, `next_noise` for the target, the others for the conservative term.
+    """
+    one = batch["action"][:, None]
+    several = one.expand(-1, cfg.cql_actions, -1)
+    drawn = {
+        "noise": normal_like(batch["action"], generator),
+        "next_noise": normal_like(several if cfg.max_target else one, generator),
+        "uniform": 2 * torch.rand(several.shape, generator=generator, device=one.device, dtype=one.dtype) - 1,
+        "present_noise": normal_like(several, generator),
+        "following_noise": normal_like(several, generator),
+    }
+    return batch | drawn
+
+
+def backup_of(target: Critic, actor: Actor, alpha: Tensor, batch: dict[str, Tensor], cfg: Config) -> Tensor:
     """r + discount * the smaller target Q of the policy's next action, or of the best of several, (B,)."""
-    next_obs = batch["next_obs"][:, None].expand(-1, cfg.cql_actions if cfg.max_target else 1, -1)
-    action, log_prob = actor.sample(next_obs, generator)
+    next_obs = batch["next_obs"][:, None].expand(-1, batch["next_noise"].shape[1], -1)
+    action, log_prob = actor.sample(next_obs, batch["next_noise"])
     value, best = target(next_obs, action).amin(dim=0).max(dim=1)
     if cfg.backup_entropy:
         value = value - alpha * log_prob.gather(1, best[:, None])[:, 0]
     return batch["reward"] + cfg.discount * (1 - batch["terminated"]) * value
 
 
-def gap_of(
-    critic: Critic, actor: Actor, batch: dict[str, Tensor], cfg: Config, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def gap_of(critic: Critic, actor: Actor, batch: dict[str, Tensor], cfg: Config) -> tuple[Tensor, Tensor]:
     """Soft maximum of Q over actions less Q of the dataset's action, averaged over the batch, (2,), and that Q, (2, B).
 
     The integral of exp(Q / temperature) is estimated by importance sampling from the uniform distribution and from the
@@ -211,11 +231,10 @@ def gap_of(
     """
     obs, n, dim = batch["obs"], cfg.cql_actions, batch["action"].shape[1]
     with torch.no_grad():
-        shape = (len(obs), n, dim)
-        uniform = 2 * torch.rand(shape, generator=generator, device=obs.device, dtype=obs.dtype) - 1
-        present, present_log_prob = actor.sample(obs[:, None].expand(-1, n, -1), generator)
-        following, following_log_prob = actor.sample(batch["next_obs"][:, None].expand(-1, n, -1), generator)
-    actions = torch.cat([batch["action"][:, None], uniform, following, present], dim=1)
+        present, present_log_prob = actor.sample(obs[:, None].expand(-1, n, -1), batch["present_noise"])
+        next_obs = batch["next_obs"][:, None].expand(-1, n, -1)
+        following, following_log_prob = actor.sample(next_obs, batch["following_noise"])
+    actions = torch.cat([batch["action"][:, None], batch["uniform"], following, present], dim=1)
     q, drawn = critic(obs[:, None].expand(-1, 1 + 3 * n, -1), actions).split([1, 3 * n], dim=2)
     if cfg.calibrate:
         of_policy = torch.maximum(drawn[:, :, n:], batch["return_to_go"][:, None])
@@ -286,7 +305,7 @@ def train(cfg: Config, run: Run) -> None:
     def update(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         obs = batch["obs"]
         # temperature: towards the target entropy
-        action, log_prob = actor.sample(obs, generator)
+        action, log_prob = actor.sample(obs, batch["noise"])
         loss, metrics = alpha_loss(alpha.log, -log_prob.detach().mean(), cfg.target_entropy * dataset.action_dim)
         gradient_step(optimizers["alpha"], loss)
         temperature = alpha().detach()
@@ -295,8 +314,8 @@ def train(cfg: Config, run: Run) -> None:
         gradient_step(optimizers["actor"], loss)
         # Q: towards its target, low on other actions than the data's
         with torch.no_grad():
-            backup = backup_of(target, actor, temperature, batch, cfg, generator)
-        gap, q = gap_of(critic, actor, batch, cfg, generator)
+            backup = backup_of(target, actor, temperature, batch, cfg)
+        gap, q = gap_of(critic, actor, batch, cfg)
         if cfg.target_gap is not None:
             loss = -factor() * cfg.cql_alpha * (gap.detach() - cfg.target_gap).mean()
             gradient_step(optimizers["factor"], loss)
@@ -307,7 +326,8 @@ def train(cfg: Config, run: Run) -> None:
 
     def sample(offline_ratio: float | None = None) -> dict[str, Tensor]:
         index = buffer.draw(cfg.batch_size, generator, offline_ratio)
-        return buffer.gather(index) | {"return_to_go": returns.values[index]}
+        batch = buffer.gather(index) | {"return_to_go": returns.values[index]}
+        return with_noise(batch, cfg, generator)
 
     env = run.training_env() if cfg.online_steps else None
     run.register(networks=networks, target=target, returns=returns, optimizers=optimizers, buffer=buffer)

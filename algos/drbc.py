@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import frozen_copy, gradient_step, linear, normal_like, polyak_update
 
 
 @dataclass
@@ -137,8 +137,7 @@ class Actor(nn.Module):
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A sampled action."""
         mean, log_std = self(obs)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return torch.tanh(mean + log_std.exp() * noise)
+        return torch.tanh(mean + log_std.exp() * normal_like(mean, generator))
 
 
 class Critic(nn.Module):
@@ -201,14 +200,16 @@ def gaussian_kl(mean: Tensor, log_std: Tensor, ref_mean: Tensor, ref_log_std: Te
 
 
 def sample_with_kl(
-    actor: Actor, reference: Actor, mixture: float, obs: Tensor, cfg: Config, generator: torch.Generator
+    actor: Actor, reference: Actor, mixture: float, obs: Tensor, noise: Tensor, cfg: Config
 ) -> tuple[Tensor, Tensor]:
-    """A reparameterised action in [-1, 1], (B, dim), and the KL to the reference or its estimate from it, (B,)."""
+    """A reparameterised action in [-1, 1] for standard normal noise, both (B, dim), and the KL to the reference or its
+    estimate from the action, (B,).
+    """
     mean, log_std = actor(obs)
     with torch.no_grad():
         ref_mean, ref_log_std = reference(obs)
         ref_log_std = ref_log_std.clamp(min=cfg.ref_log_std_min)
-    u = mean + log_std.exp() * torch.randn(mean.shape, generator=generator, device=mean.device)
+    u = mean + log_std.exp() * noise
     if cfg.kl_estimate == "analytic":
         return torch.tanh(u), gaussian_kl(mean, log_std, ref_mean, ref_log_std)
     kl = squashed_log_prob(mean, log_std, u) - reference_log_prob(ref_mean, ref_log_std, u, mixture)
@@ -274,10 +275,13 @@ def train(cfg: Config, run: Run) -> None:
     def demonstrations(count: int) -> dict[str, Tensor]:
         return buffer.gather(fitted[torch.randint(len(fitted), (count,), generator=generator, device=device)])
 
-    def update_clone(look: bool) -> dict[str, Tensor]:
-        batch = demonstrations(cfg.batch_size)
+    def fit_clone(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         loss, metrics = clone_loss(clone, batch["obs"], batch["action"], cfg.action_clip)
         gradient_step(optimizers["clone"], loss)
+        return metrics
+
+    def update_clone(look: bool) -> dict[str, Tensor]:
+        metrics = fit_clone(demonstrations(cfg.batch_size))
         if look and len(held_out):
             with torch.no_grad():
                 batch = buffer.gather(held_out)
@@ -288,31 +292,41 @@ def train(cfg: Config, run: Run) -> None:
             metrics |= {"clone/nll_held_out": nll}
         return metrics
 
-    def update(batch: dict[str, Tensor], with_actor: bool) -> dict[str, Tensor]:
-        scheduled = torch.full((), scheduled_weight(cfg, run.env_step), device=device)
-        weight = kl_weight().detach() if cfg.kl_rule == "budget" else scheduled
+    def update_critic(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # Q: towards r + discount * (the smaller target Q of the policy's next action - its KL to the reference)
+        weight = kl_weight().detach() if cfg.kl_rule == "budget" else batch["scheduled"]
         with torch.no_grad():
-            next_action, next_kl = sample_with_kl(actor, reference, mixture, batch["next_obs"], cfg, generator)
+            next_obs, noise = batch["next_obs"], batch["next_noise"]
+            next_action, next_kl = sample_with_kl(actor, reference, mixture, next_obs, noise, cfg)
             next_q = target(batch["next_obs"], next_action)
             in_target = weight if cfg.kl_in_target else torch.zeros_like(weight)
             backup = soft_backup(batch["reward"], batch["terminated"], next_q, next_kl, in_target, cfg.discount)
         loss, metrics = critic_loss(critic, batch["obs"], batch["action"], backup)
         gradient_step(optimizers["critic"], loss)
         polyak_update(target, critic, cfg.target_tau)
-        if not with_actor:
-            return metrics
+        return metrics
+
+    def update_actor(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # policy: towards actions of high Q, near the reference
-        action, kl = sample_with_kl(actor, reference, mixture, batch["obs"], cfg, generator)
-        loss, of_actor = actor_loss(critic(batch["obs"], action), kl, weight)
+        weight = kl_weight().detach() if cfg.kl_rule == "budget" else batch["scheduled"]
+        action, kl = sample_with_kl(actor, reference, mixture, batch["obs"], batch["noise"], cfg)
+        loss, metrics = actor_loss(critic(batch["obs"], action), kl, weight)
         gradient_step(optimizers["actor"], loss)
-        metrics |= of_actor | {"policy/kl_weight": weight}
+        metrics["policy/kl_weight"] = weight
         # KL weight: towards the budget
         if cfg.kl_rule == "budget":
             budget = cfg.kl_budget * dataset.action_dim
-            loss, of_weight = kl_weight_loss(kl_weight.log, of_actor["policy/kl"], budget)
+            loss, of_weight = kl_weight_loss(kl_weight.log, metrics["policy/kl"], budget)
             gradient_step(optimizers["kl_weight"], loss)
             metrics |= of_weight
+        return metrics
+
+    def update(batch: dict[str, Tensor], with_actor: bool) -> dict[str, Tensor]:
+        scheduled = torch.full((), scheduled_weight(cfg, run.env_step), device=device)
+        batch |= {"scheduled": scheduled, "next_noise": normal_like(batch["action"], generator)}
+        metrics = update_critic(batch)
+        if with_actor:
+            metrics |= update_actor(batch | {"noise": normal_like(batch["action"], generator)})
         return metrics
 
     def sample_batch() -> dict[str, Tensor]:

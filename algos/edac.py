@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
 from hoard.runners import Run, main
-from hoard.runners.nn import ObsNormalizer, frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import (
+    ObsNormalizer,
+    frozen_copy,
+    gradient_step,
+    linear,
+    normal_like,
+    polyak_update,
+)
 
 
 @dataclass
@@ -97,10 +104,9 @@ class Actor(nn.Module):
         mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
-    def sample(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A reparameterised action, (..., action_dim), and its log-density, (...)."""
+    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A reparameterised action for standard normal noise, both (..., action_dim), and its log-density, (...)."""
         mean, log_std = self(obs)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return squash(mean, log_std, noise)
 
     def act(self, obs: Tensor) -> Tensor:
@@ -160,6 +166,12 @@ class Alpha(nn.Module):
 # --- losses: a scalar and detached metrics ---
 
 
+def with_noise(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The batch, and standard normal numbers for the policy's actions at s and at s': all that an update draws."""
+    drawn = {name: normal_like(batch["action"], generator) for name in ("noise", "next_noise")}
+    return batch | drawn
+
+
 def diversity_loss(critic: Critic, obs: Tensor, action: Tensor) -> Tensor:
     """Mean cosine between the gradients of two critics with respect to the action, times N: the paper's equation 8.
 
@@ -181,11 +193,10 @@ def critic_loss(
     alpha: Tensor,
     batch: dict[str, Tensor],
     cfg: Config,
-    generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared error of all critics, summed over them, and eta times their gradients' likeness."""
     with torch.no_grad():
-        next_action, log_prob = actor.sample(batch["next_obs"], generator)
+        next_action, log_prob = actor.sample(batch["next_obs"], batch["next_noise"])
         value = target(batch["next_obs"], next_action).amin(dim=0) - alpha * log_prob
         backup = batch["reward"] + cfg.discount * (1 - batch["terminated"]) * value
     q = critic(batch["obs"], batch["action"])
@@ -230,7 +241,7 @@ def train(cfg: Config, run: Run) -> None:
     def update(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         obs = batch["obs"]
         # temperature: towards the target entropy
-        action, log_prob = actor.sample(obs, generator)
+        action, log_prob = actor.sample(obs, batch["noise"])
         loss, metrics = alpha_loss(alpha.log, -log_prob.detach().mean(), cfg.target_entropy * dataset.action_dim)
         gradient_step(optimizers["alpha"], loss)
         temperature = alpha().detach()
@@ -238,14 +249,14 @@ def train(cfg: Config, run: Run) -> None:
         loss, of_actor = actor_loss(critic(obs, action), log_prob, temperature)
         gradient_step(optimizers["actor"], loss)
         # Q: towards r + discount * the smallest target Q, in as many directions as there are critics
-        loss, of_critic = critic_loss(critic, target, actor, temperature, batch, cfg, generator)
+        loss, of_critic = critic_loss(critic, target, actor, temperature, batch, cfg)
         gradient_step(optimizers["critic"], loss)
         polyak_update(target, critic, cfg.target_tau)
         return metrics | of_actor | of_critic
 
     run.register(networks=networks, target=target, optimizers=optimizers)
     for _ in run.loop(cfg.updates):
-        run.log(update(buffer.sample(cfg.batch_size, generator)))
+        run.log(update(with_noise(buffer.sample(cfg.batch_size, generator), generator)))
         if run.evaluation_due:
             run.evaluate(actor)
 

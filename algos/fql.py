@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import (
+    ObsNormalizer,
+    frozen_copy,
+    gradient_step,
+    linear,
+    normal_like,
+    polyak_update,
+)
 
 
 @dataclass
@@ -174,19 +181,27 @@ def gaussian(like: Tensor, dim: int, generator: torch.Generator) -> Tensor:
 # --- losses: a scalar and detached metrics ---
 
 
-def flow_loss(flow: Flow, obs: Tensor, action: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+def with_noise(batch: dict[str, Tensor], cfg: Config, generator: torch.Generator) -> dict[str, Tensor]:
+    """The batch, and all that an update draws: noise of actions at s' and s, noise and time of the flow's loss."""
+    names = ["next_noise", "noise"] if cfg.policy == "one_step" else []
+    drawn = {name: normal_like(batch["action"], generator) for name in [*names, "flow_noise"]}
+    reward = batch["reward"]
+    drawn["flow_time"] = torch.rand(len(reward), 1, generator=generator, device=reward.device, dtype=reward.dtype)
+    return batch | drawn
+
+
+def flow_loss(flow: Flow, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared error of the velocity on the straight line from noise to the dataset's action, at a uniform time."""
-    noise = gaussian(obs, action.shape[1], generator)
-    t = torch.rand(len(obs), 1, generator=generator, device=obs.device, dtype=obs.dtype)
+    obs, action, noise, t = (batch[name] for name in ("obs", "action", "flow_noise", "flow_time"))
     loss = (flow(obs, (1 - t) * noise + t * action, t) - (action - noise)).square().mean()
     return loss, {"losses/flow": loss.detach()}
 
 
 def critic_loss(
-    critic: Critic, target: Critic, actor: Actor, batch: dict[str, Tensor], cfg: Config, generator: torch.Generator
+    critic: Critic, target: Critic, actor: Actor, batch: dict[str, Tensor], cfg: Config
 ) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
-        next_q = target(batch["next_obs"], actor.explore(batch["next_obs"], generator))
+        next_q = target(batch["next_obs"], actor(batch["next_obs"], batch["next_noise"]).clamp(-1, 1))
         value = next_q.mean(dim=0) if cfg.target_q == "mean" else next_q.amin(dim=0)
         backup = batch["reward"] + cfg.discount * (1 - batch["terminated"]) * value
     q = critic(batch["obs"], batch["action"])
@@ -195,10 +210,9 @@ def critic_loss(
 
 
 def actor_loss(
-    actor: Actor, flow: Flow, critic: Critic, obs: Tensor, cfg: Config, generator: torch.Generator
+    actor: Actor, flow: Flow, critic: Critic, obs: Tensor, noise: Tensor, cfg: Config
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared distance to the flow's action for the same noise, times alpha, less the mean Q of both heads."""
-    noise = gaussian(obs, actor.action_dim, generator)
     with torch.no_grad():
         cloned = flow.solve(obs, noise)
     action = actor(obs, noise)
@@ -233,22 +247,22 @@ def train(cfg: Config, run: Run) -> None:
         metrics: dict[str, Tensor] = {}
         if cfg.policy == "one_step":
             # Q: towards r + discount * the target Q of the policy's next action
-            loss, metrics = critic_loss(critic, target, actor, batch, cfg, generator)
+            loss, metrics = critic_loss(critic, target, actor, batch, cfg)
             gradient_step(optimizers["critic"], loss)
             # policy: towards actions of high Q that are near the flow's
-            loss, of_actor = actor_loss(actor, flow, critic, batch["obs"], cfg, generator)
+            loss, of_actor = actor_loss(actor, flow, critic, batch["obs"], batch["noise"], cfg)
             gradient_step(optimizers["actor"], loss)
             metrics |= of_actor
             polyak_update(target, critic, cfg.target_tau)
         # flow: from noise to the dataset's actions
-        loss, of_flow = flow_loss(flow, batch["obs"], batch["action"], generator)
+        loss, of_flow = flow_loss(flow, batch)
         gradient_step(optimizers["flow"], loss)
         return metrics | of_flow
 
     env = run.training_env() if cfg.online_steps else None
     run.register(networks=networks, target=target, optimizers=optimizers, buffer=buffer)
     for _ in run.loop(cfg.updates):
-        run.log(update(buffer.sample(cfg.batch_size, generator)))
+        run.log(update(with_noise(buffer.sample(cfg.batch_size, generator), cfg, generator)))
         if run.evaluation_due:
             run.evaluate(policy)
     if env is None:
@@ -256,7 +270,8 @@ def train(cfg: Config, run: Run) -> None:
 
     for _ in run.online(cfg.online_steps):
         buffer.add(*env.step(policy.explore(env.obs, generator)))
-        run.log(update(buffer.sample(cfg.batch_size, generator, cfg.offline_ratio)))
+        batch = buffer.sample(cfg.batch_size, generator, cfg.offline_ratio)
+        run.log(update(with_noise(batch, cfg, generator)))
         if run.evaluation_due:
             run.evaluate(policy)
 

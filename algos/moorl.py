@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
 from hoard.runners import Run, main
-from hoard.runners.nn import frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import (
+    forget_steps,
+    frozen_copy,
+    gradient_step,
+    linear,
+    normal_like,
+    polyak_update,
+)
 
 
 @dataclass
@@ -115,10 +122,9 @@ class Actor(nn.Module):
         mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
-    def sample(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A reparameterised action, (B, action_dim), and its log-density, (B,)."""
+    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A reparameterised action for standard normal noise, both (B, action_dim), and its log-density, (B,)."""
         mean, log_std = self(obs)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return squash(mean, log_std, noise)
 
     def act(self, obs: Tensor) -> Tensor:
@@ -128,7 +134,8 @@ class Actor(nn.Module):
     @torch.no_grad()
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A sampled action."""
-        return self.sample(obs, generator)[0]
+        mean, log_std = self(obs)
+        return squash(mean, log_std, normal_like(mean, generator))[0]
 
 
 def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,6 +188,15 @@ class Alpha(nn.Module):
 # --- losses: a scalar and detached metrics ---
 
 
+def with_noise(batch: dict[str, Tensor], cfg: Config, generator: torch.Generator) -> dict[str, Tensor]:
+    """The batch, and what a critic step draws: noise of the policy's next action, and which target critics to ask."""
+    drawn = {"next_noise": normal_like(batch["action"], generator)}
+    if cfg.target_min < cfg.critics:
+        order = torch.randperm(cfg.critics, generator=generator, device=generator.device)
+        drawn["asked"] = order[: cfg.target_min]
+    return batch | drawn
+
+
 def critic_loss(
     critic: Critic,
     target: Critic,
@@ -188,13 +204,12 @@ def critic_loss(
     alpha: Tensor,
     batch: dict[str, Tensor],
     cfg: Config,
-    generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
-        next_action, log_prob = actor.sample(batch["next_obs"], generator)
+        next_action, log_prob = actor.sample(batch["next_obs"], batch["next_noise"])
         next_q = target(batch["next_obs"], next_action)
         if cfg.target_min < cfg.critics:
-            next_q = next_q[torch.randperm(cfg.critics, generator=generator, device=next_q.device)[: cfg.target_min]]
+            next_q = next_q[batch["asked"]]
         value = next_q.amin(dim=0)
         if cfg.backup_entropy:
             value = value - alpha * log_prob
@@ -246,15 +261,15 @@ def train(cfg: Config, run: Run) -> None:
 
     def update_critic(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # Q: towards r + discount * (the smallest of a few target Q of the policy's next action + its entropy bonus)
-        loss, metrics = critic_loss(critic, target, actor, alpha().detach(), batch, cfg, generator)
+        loss, metrics = critic_loss(critic, target, actor, alpha().detach(), batch, cfg)
         gradient_step(optimizers["critic"], loss)
         if cfg.target_mode == "fast_every_step":
             polyak_update(target, critic, cfg.target_tau)
         return metrics
 
-    def update_actor(obs: Tensor) -> dict[str, Tensor]:
+    def update_actor(obs: Tensor, noise: Tensor) -> dict[str, Tensor]:
         # policy: towards actions of high Q and high entropy
-        action, log_prob = actor.sample(obs, generator)
+        action, log_prob = actor.sample(obs, noise)
         loss, metrics = actor_loss(critic(obs, action), log_prob, alpha().detach(), cfg)
         gradient_step(optimizers["actor"], loss)
         # temperature: towards the target entropy
@@ -270,14 +285,14 @@ def train(cfg: Config, run: Run) -> None:
             polyak_update(networks[name], meta[name], 1.0)
         if cfg.reset_adam:
             for optimizer in optimizers.values():
-                optimizer.state.clear()
+                forget_steps(optimizer)
         # K steps of SAC
         for k in range(cfg.inner_steps):
             if k == 0 or not cfg.reuse_batch:
                 batch = buffer.sample(cfg.batch_size, generator, offline_ratio)
-            metrics = update_critic(batch)
+            metrics = update_critic(with_noise(batch, cfg, generator))
             if k == cfg.inner_steps - 1 or cfg.actor_steps == "every":
-                metrics |= update_actor(batch["obs"])
+                metrics |= update_actor(batch["obs"], normal_like(batch["action"], generator))
         # move the meta-weights towards where they led
         for name in averaged:
             polyak_update(meta[name], networks[name], cfg.eta_meta)

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import Run, main
-from hoard.runners.nn import ObsNormalizer, frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import (
+    ObsNormalizer,
+    frozen_copy,
+    gradient_step,
+    linear,
+    polyak_update,
+    step_along,
+)
 
 
 @dataclass
@@ -198,9 +205,7 @@ def train(cfg: Config, run: Run) -> None:
         # V: forward and backward gradients, the latter without its part along the former
         v, forward, backward = residuals(value, target, batch, cfg)
         gradients, metrics = value_gradient(value, v, forward, backward, cfg)
-        for parameter, gradient in zip(value.parameters(), gradients):
-            parameter.grad = gradient
-        optimizers["value"].step()
+        step_along(optimizers["value"], gradients)
         polyak_update(target, value, cfg.target_tau)
         # policy: the data's actions, weighted by the residual as it was before V's step
         weight = policy_weight(forward.detach(), cfg)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
 from hoard.runners import Run, main
-from hoard.runners.nn import frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import compiled, frozen_copy, gradient_step, linear, normal_like, polyak_update
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 0  # offline updates: there are none, anything but 0 is refused
     online_steps: int = 100_000  # environment steps; *_every count steps there
     guide: str = "none"  # or a finished run's folder, whose policy begins every episode; see docs/protocol.md
@@ -85,10 +86,9 @@ class Actor(nn.Module):
         mean, log_std = self.layers[-1](x).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
-    def sample(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A reparameterised action, (B, action_dim), and its log-density, (B,)."""
+    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A reparameterised action for standard normal noise, both (B, action_dim), and its log-density, (B,)."""
         mean, log_std = self(obs)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return squash(mean, log_std, noise)
 
     def act(self, obs: Tensor) -> Tensor:
@@ -98,7 +98,8 @@ class Actor(nn.Module):
     @torch.no_grad()
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """A sampled action."""
-        return self.sample(obs, generator)[0]
+        mean, log_std = self(obs)
+        return squash(mean, log_std, normal_like(mean, generator))[0]
 
 
 def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,6 +148,12 @@ class Alpha(nn.Module):
 # --- losses: a scalar and detached metrics ---
 
 
+def with_noise(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The batch, and standard normal numbers for the policy's actions at s and at s': all that an update draws."""
+    drawn = {name: normal_like(batch["action"], generator) for name in ("noise", "next_noise")}
+    return batch | drawn
+
+
 def critic_loss(
     critic: Critic,
     target: Critic,
@@ -154,11 +161,10 @@ def critic_loss(
     alpha: Tensor,
     batch: dict[str, Tensor],
     cfg: Config,
-    generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean over both heads is stable-baselines3's half of their sum."""
     with torch.no_grad():
-        next_action, log_prob = actor.sample(batch["next_obs"], generator)
+        next_action, log_prob = actor.sample(batch["next_obs"], batch["next_noise"])
         next_q = target(batch["next_obs"], next_action)
         value = next_q.amin(dim=0) - alpha * log_prob
         backup = batch["reward"] + cfg.discount * (1 - batch["terminated"]) * value
@@ -196,7 +202,7 @@ def train(cfg: Config, run: Run) -> None:
     def update(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         obs = batch["obs"]
         temperature = alpha().detach() if fixed_alpha is None else fixed_alpha
-        action, log_prob = actor.sample(obs, generator)
+        action, log_prob = actor.sample(obs, batch["noise"])
         # temperature: towards the target entropy; the other steps still use the one before
         metrics = {"policy/alpha": temperature}
         if fixed_alpha is None:
@@ -205,7 +211,7 @@ def train(cfg: Config, run: Run) -> None:
             gradient_step(optimizers["alpha"], loss)
             metrics |= of_alpha
         # Q: towards r + discount * (the smaller target Q of the policy's next action + its entropy bonus)
-        loss, of_critic = critic_loss(critic, target, actor, temperature, batch, cfg, generator)
+        loss, of_critic = critic_loss(critic, target, actor, temperature, batch, cfg)
         gradient_step(optimizers["critic"], loss)
         # policy: towards actions of high Q and high entropy
         loss, of_actor = actor_loss(critic(obs, action), log_prob, temperature)
@@ -213,6 +219,7 @@ def train(cfg: Config, run: Run) -> None:
         polyak_update(target, critic, cfg.target_tau)
         return metrics | of_critic | of_actor
 
+    update = compiled(update, optimizers.values(), cfg.compile)
     env = run.training_env()
     run.register(networks=networks, target=target, optimizers=optimizers, buffer=buffer)
     for _ in run.online(cfg.online_steps):
@@ -221,7 +228,7 @@ def train(cfg: Config, run: Run) -> None:
         buffer.add(*env.step(action))
         if learning:
             for _ in range(cfg.updates_per_step):
-                metrics = update(buffer.sample(cfg.batch_size, generator))
+                metrics = update(with_noise(buffer.sample(cfg.batch_size, generator), generator))
             run.log(metrics, updates=cfg.updates_per_step)
         if run.evaluation_due:
             run.evaluate(actor)

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
 from hoard.runners import Run, main
-from hoard.runners.nn import ObsNormalizer, frozen_copy, gradient_step, linear, polyak_update
+from hoard.runners.nn import (
+    ObsNormalizer,
+    compiled,
+    frozen_copy,
+    gradient_step,
+    linear,
+    normal_like,
+    polyak_update,
+)
 
 
 @dataclass
@@ -33,6 +41,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 1_000_000  # gradient updates on the dataset
     log_every: int = 1000  # updates per row of training metrics
     eval_every: int = 5000  # updates between evaluations
@@ -118,24 +127,23 @@ class Critic(nn.Module):
 # --- losses: a scalar and detached metrics ---
 
 
-def smoothed_action(actor: Actor, obs: Tensor, cfg: Config, generator: torch.Generator) -> Tensor:
+def with_noise(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The batch, and standard normal numbers for the noise on the target's action: all that an update draws."""
+    return batch | {"next_noise": normal_like(batch["action"], generator)}
+
+
+def smoothed_action(actor: Actor, obs: Tensor, noise: Tensor, cfg: Config) -> Tensor:
     """The actor's action under clipped Gaussian noise, within [-1, 1]: a critic flat around it cannot be exploited."""
-    action = actor(obs)
-    noise = cfg.policy_noise * torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
-    return (action + noise.clamp(-cfg.noise_clip, cfg.noise_clip)).clamp(-1, 1)
+    noise = (cfg.policy_noise * noise).clamp(-cfg.noise_clip, cfg.noise_clip)
+    return (actor(obs) + noise).clamp(-1, 1)
 
 
 def critic_loss(
-    critic: Critic,
-    target: Critic,
-    target_actor: Actor,
-    batch: dict[str, Tensor],
-    cfg: Config,
-    generator: torch.Generator,
+    critic: Critic, target: Critic, target_actor: Actor, batch: dict[str, Tensor], cfg: Config
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared error of both heads, summed over them."""
     with torch.no_grad():
-        next_action = smoothed_action(target_actor, batch["next_obs"], cfg, generator)
+        next_action = smoothed_action(target_actor, batch["next_obs"], batch["next_noise"], cfg)
         next_q = target(batch["next_obs"], next_action).amin(dim=0)
         backup = batch["reward"] + cfg.discount * (1 - batch["terminated"]) * next_q
     q = critic(batch["obs"], batch["action"])
@@ -169,7 +177,7 @@ def train(cfg: Config, run: Run) -> None:
 
     def update_critic(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # Q: towards r + discount * the smaller target Q of the slow policy's action, blurred
-        loss, metrics = critic_loss(critic, target, target_actor, batch, cfg, generator)
+        loss, metrics = critic_loss(critic, target, target_actor, batch, cfg)
         gradient_step(optimizers["critic"], loss)
         return metrics
 
@@ -182,9 +190,11 @@ def train(cfg: Config, run: Run) -> None:
         polyak_update(target_actor, actor, cfg.target_tau)
         return metrics
 
+    update_critic = compiled(update_critic, [optimizers["critic"]], cfg.compile)
+    update_actor = compiled(update_actor, [optimizers["actor"]], cfg.compile)
     run.register(networks=networks, target=target, target_actor=target_actor, optimizers=optimizers)
     for number in run.loop(cfg.updates):
-        batch = buffer.sample(cfg.batch_size, generator)
+        batch = with_noise(buffer.sample(cfg.batch_size, generator), generator)
         metrics = update_critic(batch)
         if number % cfg.policy_delay == 0:
             metrics |= update_actor(batch)

@@ -6,10 +6,13 @@ Networks, losses and updates stand in the algorithm files. Whatever is drawn her
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from types import FunctionType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
@@ -71,6 +74,11 @@ class ObsNormalizer(nn.Module):
         return (obs - self.mean).div_(self.std)
 
 
+def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, as many and of the same type as `x`'s."""
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
 def dropout(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
     """Dropout from an explicit generator; without one, as when acting, nothing is dropped."""
     if generator is None or not share:
@@ -105,6 +113,25 @@ def clipped_gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, clip_n
     norm = nn.utils.clip_grad_norm_(_gradients(optimizer, loss), clip_norm, foreach=True)
     optimizer_step(optimizer)
     return norm
+
+
+def step_along(optimizer: torch.optim.Optimizer, gradients: Iterable[Tensor]) -> None:
+    """Step the optimiser's parameters down these gradients, one for each in their order."""
+    if torch.compiler.is_compiling():
+        _traced_step(optimizer, gradients)
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer_step(optimizer)
+
+
+@torch.no_grad()
+def forget_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Make Adam's state that of an optimiser which has not stepped yet."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
 
 
 def _gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> list[Tensor]:
@@ -169,7 +196,11 @@ def compiled(update: Callable[P, R], optimizers: Iterable[torch.optim.Optimizer]
     if not on:
         return update
     torch._dynamo.config.trace_autograd_ops = True
-    whole = torch.compile(update, fullgraph=True)
+    # Graphs belong to code objects: with one of its own, no graph of another run in this process is taken for this one.
+    own = FunctionType(
+        update.__code__.replace(), update.__globals__, update.__name__, update.__defaults__, update.__closure__
+    )
+    whole = torch.compile(own, fullgraph=True, options={"guard_filter_fn": _checks_to_keep(update)})
     waiting = list(optimizers)
     fresh: list[tempfile.TemporaryDirectory[str]] = []  # removed with the process
 
@@ -187,6 +218,21 @@ def compiled(update: Callable[P, R], optimizers: Iterable[torch.optim.Optimizer]
             return whole(*args, **kwargs)
 
     return step
+
+
+def _checks_to_keep(update: Callable[..., Any]) -> Callable[[Sequence[Any]], list[bool]]:
+    """What torch.compile looks at before each call: the arguments, and numbers and texts wherever they stand.
+
+    Networks and optimisers last as long as the run. To look at all their tensors takes as long as the step of a small
+    network.
+    """
+    arguments = set(inspect.signature(update).parameters)
+
+    def kept(check: Any) -> bool:
+        root = re.split(r"\W", check.name)[0]
+        return not root or root in arguments or check.guard_type in ("CONSTANT_MATCH", "EQUALS_MATCH")
+
+    return lambda checks: [kept(check) for check in checks]
 
 
 def _make_traceable(optimizer: torch.optim.Optimizer) -> None:
@@ -208,25 +254,26 @@ def _traced_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> list[Te
 
 
 @torch.no_grad()
-def _traced_step(optimizer: torch.optim.Optimizer, gradients: list[Tensor | None]) -> None:
+def _traced_step(optimizer: torch.optim.Optimizer, gradients: Iterable[Tensor | None]) -> None:
     """Adam and AdamW in operations that the compiler fuses."""
     rest = iter(gradients)
     for group in optimizer.param_groups:
         lr, decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
-        for parameter in group["params"]:
-            gradient = next(rest)
-            if gradient is None:
-                continue
+        moved = [(p, g) for p, g in zip(group["params"], rest) if g is not None]
+        states = [optimizer.state[parameter] for parameter, _ in moved]
+        # Of all parameters at once, and with exp for powers: so the compiler keeps these numbers, as it would not with
+        # pow, which it would compute anew for every few elements. In double: 1 - 0.999^1 has four digits in single.
+        steps = torch.stack([state["step"].add_(1) for state in states]).double()
+        rates = lr / (1 - torch.exp(math.log(beta1) * steps))
+        roots = (1 - torch.exp(math.log(beta2) * steps)).sqrt()
+        for (parameter, gradient), state, rate, root in zip(moved, states, rates, roots):
             if decay and group["decoupled_weight_decay"]:
                 parameter.mul_(1 - lr * decay)
             elif decay:
                 gradient = gradient + decay * parameter
-            state = optimizer.state[parameter]
-            number = state["step"].add_(1).double()  # 1 - 0.999^1 has four digits in single precision
             mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
             square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            size = square.sqrt() / (1 - beta2**number).sqrt() + group["eps"]
-            parameter.sub_(lr / (1 - beta1**number) * mean / size)
+            parameter.sub_(rate * mean / (square.sqrt() / root + group["eps"]))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

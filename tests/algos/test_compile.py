@@ -8,13 +8,16 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from helpers import small
-from resume import assert_same_run, kill, only_run
+from online_toys import OnlineRun
+from resume import assert_same_run, dying_at, kill, only_run
 from torch._inductor import config as inductor
-from toys import FakeRun, flat_dataset
+from toys import flat_dataset
 
 from hoard.records.errors import BadInput
 from hoard.records.files import read_json
@@ -40,32 +43,72 @@ def compiler_missing() -> bool:
 needs_compiler = pytest.mark.skipif(compiler_missing(), reason="needs a C++ compiler")
 
 
-def test_some_algorithms_have_it():
-    assert {"iql", "bc", "rcsl"} <= set(ALGORITHMS)
+# What stands beside 200 updates of small networks.
+ONLINE = {"updates": 0, "online_steps": 230, "start_steps": 30}
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "iql": {"reward_mode": "none"},
+    "odice": {"reward_mode": "none"},
+    "rebrac": {"lr": 5e-4},
+    "cql": {"actor_lr": 1e-3},
+    "edac": {"critics": 4},
+    "sac": ONLINE,
+    "rlpd": ONLINE | {"critics": 4, "updates_per_step": 2},
+    "moorl": ONLINE | {"inner_steps": 2},
+    "drbc": {"updates": 100, "online_steps": 130, "warmup_steps": 80},
+}
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_two_hundred_updates_equal_eager_ones(name):
-    """Also under a step size that changes with each update."""
-    module, runs = importlib.import_module(f"hoard.algos.{name}"), []
-    for on in (False, True):
-        options = {"updates": 200, "hidden": (16, 16), "batch_size": 32, "lr": 1e-3, "compile": on}
-        if name == "iql":
-            options["reward_mode"] = "none"
-        runs.append(FakeRun(flat_dataset(n=80, seed=3, lengths=[30, 50]), seed=1, remember_start=True))
-        module.train(module.Config(**options), runs[-1])
-    eager, graph = runs
+def some_fast(*fast: str) -> list[Any]:
+    """All algorithms for a test that takes half a minute, but these few, in the slow tests."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+
+
+@pytest.fixture
+def quick_backend(monkeypatch):
+    """Graphs as they are traced, not turned into machine code, which takes most of the time."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+
+def trained(name: str, on: bool) -> OnlineRun:
+    """A run of 200 updates."""
+    module = importlib.import_module(f"hoard.algos.{name}")
+    options = {"updates": 200, "hidden": (16, 16), "batch_size": 32, "lr": 1e-3, "compile": on} | OTHERWISE.get(
+        name, {}
+    )
+    run = OnlineRun(flat_dataset(n=80, seed=3, lengths=[30, 50]), seed=1, remember_start=True)
+    module.train(module.Config(**options), run)
+    return run
+
+
+def assert_equal_runs(eager: OnlineRun, graph: OnlineRun) -> None:
+    """Networks and metrics within rounding; the policy has moved far beyond that."""
     networks = [key for key, thing in eager.objects.items() if isinstance(thing, torch.nn.Module)]
     for key in networks:
         for a, b in zip(eager.objects[key].parameters(), graph.objects[key].parameters()):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=key)
     actor = next(key for key in networks if key.endswith("actor"))
     moved = zip(graph.start[actor].parameters(), graph.objects[actor].parameters())
-    assert max((a - b).abs().max().item() for a, b in moved) > 0.01  # far beyond the tolerance
+    assert max((a - b).abs().max().item() for a, b in moved) > 0.01
+    assert len(eager.logged) == len(graph.logged)
     for a, b in zip(eager.logged, graph.logged):
         assert list(a) == list(b)
         assert all(torch.isclose(a[key], b[key], rtol=1e-3, atol=1e-4) for key in a)
+
+
+def test_some_algorithms_have_it():
+    assert {"iql", "bc", "rcsl", "td3_bc", "sac", "awac"} <= set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("name", some_fast("sac", "td3_bc"))
+def test_two_hundred_updates_equal_eager_ones(name, quick_backend):
+    """Also under a step size that changes with each update."""
+    assert_equal_runs(trained(name, on=False), trained(name, on=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", some_fast("bc"))
+def test_the_same_in_machine_code(name):
+    assert_equal_runs(trained(name, on=False), trained(name, on=True))
 
 
 @needs_compiler
@@ -111,6 +154,42 @@ def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     assert read_json(folder / "config.json")["config"]["compile"] is True
     run_file("bc", *args[:-2], results=straight)
     assert len(list(straight.glob("runs/*/*/*"))) == 2  # an eager run is another run
+
+
+@pytest.mark.parametrize("name", some_fast("rebrac"))
+def test_killed_and_resumed_ends_with_the_same_bits(name, tiny, run_file, tmp_path, monkeypatch, quick_backend):
+    """Also online, where a checkpoint waits for the end of an episode of 200 steps."""
+    options = {"updates": 60} | OTHERWISE.get(name, {}) | {"checkpoint_every": 20, "compile": "true"}
+    if "online_steps" in options:
+        options |= {"online_steps": 230, "eval_every": 200} | {
+            key: 190 for key in ("start_steps", "warmup_steps") if key in options
+        }
+    args, straight, broken = small(tiny, **options), tmp_path / "straight", tmp_path / "broken"
+    done = run_file(name, *args, results=straight)
+    assert done.returncode == 0, done.stderr
+    with dying_at(monkeypatch, "log", 30):
+        run_file(name, *args, results=broken)
+    assert "resuming after" in run_file(name, *args, results=broken).stdout
+    assert_same_run(straight, broken)
+
+
+def test_numbers_are_looked_at_before_each_update_and_runs_share_no_graph(quick_backend):
+    def graph_of(width: int):
+        weight, scale = torch.ones(width, requires_grad=True), {"by": 1.0}
+        optimizer = torch.optim.Adam([weight], lr=0.1, fused=True)
+
+        def update(x: torch.Tensor) -> torch.Tensor:
+            loss = scale["by"] * (x * weight).sum()
+            gradient_step(optimizer, loss)
+            return loss.detach()
+
+        return compiled(update, [optimizer], True), scale
+
+    (first, _), (second, scale) = graph_of(3), graph_of(5)
+    assert first(torch.ones(3)).item() == pytest.approx(3)
+    assert second(torch.ones(5)).item() == pytest.approx(5)
+    scale["by"] = 10.0
+    assert second(torch.ones(5)).item() == pytest.approx(10 * 5 * 0.9)
 
 
 BROKEN_CACHE = """

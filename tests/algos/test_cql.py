@@ -128,14 +128,12 @@ def test_a_constant_critic_has_the_gap_of_its_densities():
     cfg, dim = cql.Config(cql_actions=4), 2
 
     class Uniform:
-        def sample(self, obs, generator):
-            action = 2 * torch.rand(*obs.shape[:-1], dim, generator=generator) - 1
-            return action, torch.full(obs.shape[:-1], -dim * math.log(2))
+        def sample(self, obs, noise):
+            return noise.tanh(), torch.full(obs.shape[:-1], -dim * math.log(2))
 
     batch = {"obs": torch.zeros(5, 3), "next_obs": torch.ones(5, 3), "action": torch.zeros(5, dim)}
-    gap, q = cql.gap_of(
-        lambda obs, action: torch.full((2, *action.shape[:-1]), 7.0), Uniform(), batch, cfg, generator()
-    )
+    batch = cql.with_noise(batch, cfg, generator())
+    gap, q = cql.gap_of(lambda obs, action: torch.full((2, *action.shape[:-1]), 7.0), Uniform(), batch, cfg)
     assert q.tolist() == [[7.0] * 5] * 2
     assert gap.tolist() == pytest.approx([math.log(3 * 4 * 2**dim)] * 2, rel=1e-5)
 

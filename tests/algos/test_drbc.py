@@ -104,15 +104,16 @@ def test_a_policy_has_no_kl_to_itself_and_the_floor_applies_to_the_reference_alo
     cfg = drbc.Config(hidden=(8,), ref_mixture=0.0, kl_estimate="analytic", ref_log_std_min=-5.0)
     actor = actor_of(dataset, cfg)
     obs = torch.as_tensor(dataset.obs)
-    action, kl = drbc.sample_with_kl(actor, actor, 0.0, obs, cfg, generator())
+    noise = torch.randn(len(obs), 2, generator=generator())
+    action, kl = drbc.sample_with_kl(actor, actor, 0.0, obs, noise, cfg)
     assert action.abs().max() < 1
     assert torch.equal(kl, torch.zeros(len(obs)))
     cfg.kl_estimate = "sample"
-    assert drbc.sample_with_kl(actor, actor, 0.0, obs, cfg, generator())[1].abs().max() < 1e-5
+    assert drbc.sample_with_kl(actor, actor, 0.0, obs, noise, cfg)[1].abs().max() < 1e-5
     actor.layers[-1].weight.data[2:] = 0
     actor.layers[-1].bias.data[2:] = -4.0  # log-std
     cfg = drbc.Config(hidden=(8,), ref_mixture=0.0, kl_estimate="analytic", ref_log_std_min=-1.0)
-    kl = drbc.sample_with_kl(actor, actor, 0.0, obs, cfg, generator())[1]
+    kl = drbc.sample_with_kl(actor, actor, 0.0, obs, noise, cfg)[1]
     torch.testing.assert_close(kl, torch.full_like(kl, 2 * (3.0 + 0.5 * math.exp(-6) - 0.5)))
 
 
@@ -394,13 +395,13 @@ def test_uniform_from_clone_keeps_the_entropy_and_drops_the_clone_from_the_penal
     cfg = drbc.Config(hidden=(8,), **drbc.PRESETS["uniform_from_clone"])
     dataset = flat_dataset()
     obs, actor = torch.as_tensor(dataset.obs), actor_of(dataset, cfg)
-    kls = []
+    noise, kls = torch.randn(len(obs), 2, generator=generator()), []
     for seed in (1, 2):
         mixture = drbc.mixture_share(cfg, demonstrations=20)
-        _, kl = drbc.sample_with_kl(actor, actor_of(dataset, cfg, seed), mixture, obs, cfg, generator())
+        _, kl = drbc.sample_with_kl(actor, actor_of(dataset, cfg, seed), mixture, obs, noise, cfg)
         kls.append(kl)
     mean, log_std = actor(obs)
-    u = mean + log_std.exp() * torch.randn(mean.shape, generator=generator())
+    u = mean + log_std.exp() * noise
     torch.testing.assert_close(kls[0], drbc.squashed_log_prob(mean, log_std, u) + 2 * math.log(2))
     assert torch.equal(*kls)
 

@@ -92,7 +92,7 @@ def test_target_is_the_minimum_over_a_fresh_subset_of_target_critics(algo):
     actor = algo.Actor(cfg, 3, 2, generator())
     batch, draws, seen = batch_of(flat_dataset()), generator(7), []
     for _ in range(600):  # the critics say 0, so the loss is the square of the one number in the backup
-        loss, _ = algo.critic_loss(critic, target, actor, torch.ones(()), batch, cfg, draws)
+        loss, _ = algo.critic_loss(critic, target, actor, torch.ones(()), algo.with_noise(batch, cfg, draws), cfg)
         seen.append(round(math.sqrt(loss.item()), 4))
     pairs = [min(pair) for pair in combinations(values, 2)]
     for value in (1.0, 2.0, 3.0, 4.0):
@@ -109,8 +109,9 @@ def test_backup_entropy_and_termination(algo, entropy):
     batch = batch_of(flat_dataset())
     batch["terminated"][::2] = 1.0
     batch["reward"] += 1.0
-    loss, _ = algo.critic_loss(critic, target, actor, torch.tensor(0.2), batch, cfg, generator(5))
-    _, log_prob = actor.sample(batch["next_obs"], generator(5))
+    batch = algo.with_noise(batch, cfg, generator(5))
+    loss, _ = algo.critic_loss(critic, target, actor, torch.tensor(0.2), batch, cfg)
+    _, log_prob = actor.sample(batch["next_obs"], batch["next_noise"])
     value = 3.0 - 0.2 * log_prob * entropy
     backup = torch.where(batch["terminated"] == 1, torch.ones(()), 1 + 0.5 * value)
     assert loss.item() == pytest.approx(backup.square().mean().item(), rel=1e-5)
@@ -120,7 +121,8 @@ def test_the_actor_maximises_minimum_or_mean_of_all_critics(algo):
     obs = torch.as_tensor(flat_dataset().obs)
     for mode, q in (("min", 1.0), ("mean", 3.0)):
         critic, cfg = constant_critic(algo, [1.0, 2.0, 6.0], actor_q=mode)
-        action, log_prob = algo.Actor(cfg, 3, 2, generator()).sample(obs, generator(2))
+        noise = torch.randn(len(obs), 2, generator=generator(2))
+        action, log_prob = algo.Actor(cfg, 3, 2, generator()).sample(obs, noise)
         loss, metrics = algo.actor_loss(critic(obs, action), log_prob, torch.tensor(0.3), cfg)
         assert loss.item() == pytest.approx((-0.3 * metrics["policy/entropy"] - q).item(), rel=1e-5)
 

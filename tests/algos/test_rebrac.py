@@ -93,7 +93,7 @@ def test_critic_loss_of_hand_computed_targets():
     q, target_q = constant(3.0, 2.5, 1.45, 0.0), constant(3.0, 5.0, 4.0, 1.0)
     actor = lambda obs: torch.tensor([[0.5, 0.0]] * len(obs))  # noqa: E731
     cfg = quick(discount=0.9, policy_noise=0.0, critic_bc_coef=2.0)
-    loss, metrics = rebrac.critic_loss(q, target_q, actor, batch, cfg, generator())
+    loss, metrics = rebrac.critic_loss(q, target_q, actor, rebrac.with_noise(batch, generator()), cfg)
     assert loss.item() == pytest.approx((1.55**2 + 0.5**2) / 2 + 2.0**2 / 2)
     assert metrics["values/penalty"].item() == pytest.approx(2.5 / 2)  # what is behind a termination does not count
     assert metrics["values/q"].item() == pytest.approx((3.0 + 2.5 + 1.45) / 4)
@@ -106,10 +106,8 @@ def test_noise_of_the_target_counts_in_the_penalty():
         "reward": torch.zeros(1), "terminated": torch.zeros(1), "next_action": torch.zeros(1, 2),
     }  # fmt: skip
     still = lambda obs: torch.zeros(len(obs), 2)  # noqa: E731
-    cfg = quick(critic_bc_coef=1.0)
-    penalty = rebrac.critic_loss(constant(0.0, 0.0), constant(0.0, 0.0), still, batch, cfg, generator(5))[1][
-        "values/penalty"
-    ]
+    cfg, noisy = quick(critic_bc_coef=1.0), rebrac.with_noise(batch, generator(5))
+    penalty = rebrac.critic_loss(constant(0.0, 0.0), constant(0.0, 0.0), still, noisy, cfg)[1]["values/penalty"]
     noise = (0.2 * torch.randn(1, 2, generator=generator(5))).clamp(-0.5, 0.5)
     assert penalty.item() == pytest.approx(noise.square().sum().item())
 

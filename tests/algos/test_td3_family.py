@@ -72,8 +72,8 @@ def test_noise_on_the_targets_action_is_gaussian_and_clipped(algo):
     cfg = quick(algo, policy_noise=0.2, noise_clip=0.3)
     obs = torch.linspace(-1.2, 1.2, 4001)[:, None]
     actor = lambda obs: obs.clamp(-1, 1)  # noqa: E731
-    got = algo.smoothed_action(actor, obs, cfg, generator(3))
     normal = torch.randn(4001, 1, generator=generator(3))
+    got = algo.smoothed_action(actor, obs, normal, cfg)
     by_hand = [
         max(-1.0, min(1.0, a + max(-0.3, min(0.3, 0.2 * n))))
         for a, n in zip(actor(obs)[:, 0].tolist(), normal[:, 0].tolist())
@@ -94,7 +94,8 @@ def test_critic_loss_of_hand_computed_targets(algo):
     }  # fmt: skip
     q, target_q = constant(3.0, 2.5, 4.7, 0.0), constant(3.0, 5.0, 4.0, 1.0)
     still = lambda obs: torch.zeros(len(obs), 1)  # noqa: E731
-    loss, metrics = algo.critic_loss(q, target_q, still, batch, quick(algo, discount=0.9), generator())
+    batch = algo.with_noise(batch, generator())
+    loss, metrics = algo.critic_loss(q, target_q, still, batch, quick(algo, discount=0.9))
     assert loss.item() == pytest.approx((0.7**2 + 0.5**2) / 2 + (1.0**2 + 2.0**2) / 2)
     assert metrics["losses/critic"].item() == loss.item()
     assert metrics["values/q"].item() == pytest.approx((3.0 + 2.5 + 4.7 + 0.0) / 4)
@@ -113,9 +114,11 @@ def test_target_is_asked_about_the_slow_policys_action_under_noise(algo):
         "reward": torch.zeros(5), "terminated": torch.zeros(5),
     }  # fmt: skip
     slow = lambda obs: obs[:, :2].tanh()  # noqa: E731
-    algo.critic_loss(constant(*[0.0] * 10), target, slow, batch, quick(algo), generator(7))
+    batch = algo.with_noise(batch, generator(7))
+    algo.critic_loss(constant(*[0.0] * 10), target, slow, batch, quick(algo))
     assert seen["obs"] is batch["next_obs"]
-    assert torch.equal(seen["action"], algo.smoothed_action(slow, batch["next_obs"], quick(algo), generator(7)))
+    noise = torch.randn(5, 2, generator=generator(7))
+    assert torch.equal(seen["action"], algo.smoothed_action(slow, batch["next_obs"], noise, quick(algo)))
 
 
 @plain
