@@ -63,16 +63,17 @@ def in_job(order: dict[str, Any], ending: str) -> None:
     import submitit
 
     warning = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
+    # Whether the sweep asked for it, the sweep knows.
     taken = "lost", "Slurm took the job's place away, or its time was up; the cell wrote a checkpoint if it could"
     early: list[int] = []
     for number in (signal.SIGTERM, warning):
         signal.signal(number, lambda received, _: early.append(received))
     # The warning goes to all processes of the job, and would end a cell at once.
     watch = Watch(order, deaf_to=warning)
-    signal.signal(signal.SIGTERM, lambda *_: watch.end())
-    signal.signal(warning, lambda *_: watch.end(taken))
-    for given in early:
-        watch.end(taken if given == warning else None)
+    for number in (signal.SIGTERM, warning):
+        signal.signal(number, lambda *_: watch.end(taken))
+    if early:
+        watch.end(taken)
     write_json(Path(ending), watch.wait())
 
 
@@ -129,7 +130,9 @@ class SlurmCell(RemoteProcess):
 
     def look(self) -> dict[str, Any] | None:
         if self._ending_file.exists():
-            return read_json(self._ending_file)
+            told = read_json(self._ending_file)
+            asked = self._told_to_end and told["ending"] and told["ending"][0] == "lost"
+            return {"code": STOPPED, "ending": None} if asked else told
         state = self._cluster.gone(self._known)
         if state is None:
             self._gone_at = None

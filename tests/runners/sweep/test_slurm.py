@@ -132,19 +132,22 @@ def end_of(cell) -> tuple[int, str | None]:
 
 
 def test_jobs_end_as_cells_do(tmp_path):
-    """One is asked to, one reaches its limit, one is killed for good, one fails; each is told apart."""
+    """One is asked to, one preempted, one reaches its limit, one is killed for good, one fails; each is told apart."""
     cluster = SlurmCluster(tmp_path / "slurm", "small", Limits(), "local", {"time": 60})
-    asked = job(cluster, tmp_path, WAITS)
-    long = job(cluster, tmp_path, WAITS, limits=Limits(seconds=1))
-    killed = job(cluster, tmp_path, "import time\ntime.sleep(600)")
-    fails = job(cluster, tmp_path, "raise SystemExit(3)")
+    asked, preempted = (job(cluster, tmp_path, WAITS) for _ in range(2))
+    (tmp_path / "other").mkdir()
+    long = job(cluster, tmp_path / "other", WAITS, limits=Limits(seconds=1))
+    killed = job(cluster, tmp_path / "other", "import time\ntime.sleep(600)")
+    fails = job(cluster, tmp_path / "other", "raise SystemExit(3)")
     assert cluster.adopt(asked.identity) is not None
     assert cluster.adopt({"host": "here", "pid": 3, "created": 0}) is None
     until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().count("up") == 2)
     asked.terminate()
+    os.kill(int(preempted.identity["job"]), signal.SIGTERM)
     killed.kill()
     assert end_of(asked) == (STOPPED, None)
-    assert end_of(long) == (130, "time limit")
+    assert end_of(preempted) == (130, "lost")
+    assert end_of(long)[1] == "time limit"
     assert end_of(fails) == (3, None)
     assert end_of(killed) == (STOPPED, None)
     assert [cluster.adopt(cell.identity) for cell in (asked, long, fails, killed)] == [None] * 4
