@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import frozen_copy, gradient_step, linear, normal_like, polyak_update
+from hoard.runners.nn import compiled, frozen_copy, gradient_step, linear, normal_like, polyak_update
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 10_000  # gradient updates of the clone
     online_steps: int = 100_000  # environment steps after them, one update each; *_every count steps there
     guide: str = "none"  # or a finished run's folder, whose policy begins every episode; see docs/protocol.md
@@ -328,6 +329,10 @@ def train(cfg: Config, run: Run) -> None:
         if with_actor:
             metrics |= update_actor(batch | {"noise": normal_like(batch["action"], generator)})
         return metrics
+
+    fit_clone = compiled(fit_clone, [optimizers["clone"]], cfg.compile)
+    update_critic = compiled(update_critic, [optimizers["critic"]], cfg.compile)
+    update_actor = compiled(update_actor, [optimizers["actor"], optimizers["kl_weight"]], cfg.compile)
 
     def sample_batch() -> dict[str, Tensor]:
         """Online steps, with `demo_ratio` of demonstrations among them."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import ReplayBuffer
 from hoard.runners import Run, main
-from hoard.runners.nn import frozen_copy, gradient_step, linear, normal_like, polyak_update
+from hoard.runners.nn import compiled, frozen_copy, gradient_step, linear, normal_like, polyak_update
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 0  # rounds of `updates_per_step` on the dataset before the first environment step
     online_steps: int = 250_000  # environment steps after them; *_every count steps there
     guide: str = "none"  # or a finished run's folder, whose policy begins every episode; see docs/protocol.md
@@ -267,6 +268,8 @@ def train(cfg: Config, run: Run) -> None:
             metrics = update_critic(with_noise(batch, cfg, generator))
         return metrics | update_actor(batch["obs"], normal_like(batch["action"], generator))
 
+    update_critic = compiled(update_critic, [optimizers["critic"]], cfg.compile)
+    update_actor = compiled(update_actor, [optimizers["actor"], optimizers["alpha"]], cfg.compile)
     env = run.training_env() if cfg.online_steps else None
     run.register(networks=networks, target=target, optimizers=optimizers, buffer=buffer)
     for _ in run.loop(cfg.updates):

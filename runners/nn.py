@@ -214,6 +214,7 @@ def compiled(update: Callable[P, R], optimizers: Iterable[torch.optim.Optimizer]
             # Nothing of the update has run yet.
             fresh.append(tempfile.TemporaryDirectory(prefix="hoard-compiled-"))
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = fresh[-1].name
+            torch._inductor.utils.clear_caches()  # it remembers where it found a file
             torch._dynamo.reset()
             return whole(*args, **kwargs)
 
