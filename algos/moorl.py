@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hoard.datasets import ReplayBuffer
 from hoard.runners import Run, main
 from hoard.runners.nn import (
+    compiled,
     forget_steps,
     frozen_copy,
     gradient_step,
@@ -42,6 +43,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 0  # bursts on the dataset before the first environment step
     online_steps: int = 250_000  # environment steps after them; *_every count steps there
     guide: str = "none"  # or a finished run's folder, whose policy begins every episode; see docs/protocol.md
@@ -300,6 +302,9 @@ def train(cfg: Config, run: Run) -> None:
             polyak_update(target, meta["critic"], cfg.target_tau)
         source = {1.0: "offline", 0.0: "online"}.get(offline_ratio, "mixed")
         return metrics | {f"values/q_{source}": metrics["values/q"]}
+
+    update_critic = compiled(update_critic, [optimizers["critic"]], cfg.compile)
+    update_actor = compiled(update_actor, [optimizers["actor"], optimizers["alpha"]], cfg.compile)
 
     # Drawn ahead of training: asking the device for one draw at each step would wait for it.
     draws = torch.rand(cfg.online_steps, cfg.bursts_per_step, generator=generator, device=device)
