@@ -197,7 +197,7 @@ def score_table(
                 )
     notes = _reading_notes(level, resamples)
     aggregates, reasons = _aggregate_rows(results, values, measure, metric, level, resamples)
-    frame = pd.DataFrame(rows + aggregates).assign(level=level, resamples=resamples, ddof=1)
+    frame = settled(pd.DataFrame(rows + aggregates)).assign(level=level, resamples=resamples, ddof=1)
     notes += [*_rate_notes(frame, level), *_measure_notes(measure, metric), *reasons, *_data_notes(results)]
     return Table(frame, _display(frame), tuple(notes))
 
@@ -220,7 +220,7 @@ def variant_table(
             own = values[(values["dataset"] == dataset) & (values["method"] == method)]
             summary = _summary([own], measure[dataset], level, resamples)
             rows.append({"dataset": dataset, "method": method, "variant": variant or "(headline)"} | summary)
-    frame = pd.DataFrame(rows).assign(level=level, resamples=resamples, ddof=1)
+    frame = settled(pd.DataFrame(rows)).assign(level=level, resamples=resamples, ddof=1)
     note = "Other policies of the same finished runs at their last evaluation; none is chosen by its score."
     return Table(frame, _display(frame), (note, *_reading_notes(level, resamples)))
 
@@ -436,6 +436,13 @@ def interval(point: float, low: float, high: float, decimals: int) -> str:
     while number(low, decimals) == number(high, decimals) and decimals < MOST_DECIMALS:
         decimals += 1
     return f"{number(point, decimals)} [{number(low, decimals)}, {number(high, decimals)}]"
+
+
+def settled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with twelve digits of each float. The last ones depend on the processor, and with them how 0.9965 is
+    rounded; without them a table has the same bytes everywhere."""
+    floats = frame.select_dtypes("float").columns
+    return frame.assign(**{name: [float(f"{value:.12g}") for value in frame[name]] for name in floats})
 
 
 def number(value: float, decimals: int) -> str:

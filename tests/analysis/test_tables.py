@@ -192,3 +192,13 @@ def test_written_forms_agree(quick):
 )
 def test_duration(seconds, text):
     assert tables.duration(seconds) == text
+
+
+def test_the_last_bits_of_a_sum_do_not_show():
+    """What two processors may make of 0.9965 and of a third."""
+    frames = [pd.DataFrame({"method": ["a", "b"], "mean": [low, third]}) for low, third in (
+        (0.9964999999999999, 1 / 3), (0.9965000000000002, np.nextafter(1 / 3, 1)))]  # fmt: skip
+    assert len({frame.to_csv() for frame in frames}) == 2
+    settled = [tables.settled(frame) for frame in frames]
+    assert len({frame.to_csv() for frame in settled}) == 1
+    assert {tables.number(frame["mean"][0], 3) for frame in settled} == {"0.997"}
