@@ -46,7 +46,7 @@ class Stack:
         self.seeds = seeds
         self.q = network(2 * seeds, [OBS + ACTION, *hidden, 1], generator)
         self.v = network(seeds, [OBS, *hidden, 1], generator)
-        self.policy = [*network(seeds, [OBS, *hidden, ACTION], generator)]
+        self.policy = network(seeds, [OBS, *hidden, ACTION], generator)
         self.log_std = torch.zeros(seeds, 1, ACTION, requires_grad=True)
         self.target = [tensor.detach().clone() for tensor in self.q]
         groups = (self.q, self.v, [*self.policy, self.log_std])

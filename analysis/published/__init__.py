@@ -193,17 +193,19 @@ def _notes(frame: pd.DataFrame, used: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _spread(mean: float, std: float, measure: str) -> str:
-    if np.isnan(mean):
-        return tables.DASH
-    digits = 2 if measure == "success" else 1
-    return f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" ± {std:.{digits}f}")
+    shown = tables.number(mean, _decimals(measure))
+    return shown if np.isnan([mean, std]).any() else f"{shown} ± {tables.number(std, _decimals(measure))}"
 
 
 def _interval(row: dict[str, Any]) -> str:
     if np.isnan(row["t_low"]):
         return tables.DASH
-    digits = 2 if row["measure"] == "success" else 1
-    return f"[{row['t_low']:.{digits}f}, {row['t_high']:.{digits}f}]"
+    low, high = (tables.number(row[end], _decimals(row["measure"])) for end in ("t_low", "t_high"))
+    return f"[{low}, {high}]"
+
+
+def _decimals(measure: str) -> int:
+    return 2 if measure == "success" else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
