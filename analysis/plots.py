@@ -233,6 +233,30 @@ def budget(curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], t
     return figure
 
 
+def history(trials: pd.DataFrame, color: str, y: str = "objective") -> Figure:
+    """The trials of a study in their order, the best so far as a line, and those without a value as marks below.
+
+    `trials`: columns trial, ended (complete, pruned, diverged or failed) and value.
+    """
+    complete = trials[(trials["ended"] == "complete") & np.isfinite(trials["value"])]
+    with style():
+        figure = Figure(figsize=(0.65 * WIDTH, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.scatter(complete["trial"], complete["value"], color=color, s=22, zorder=3, label="trial")
+        best = complete["value"].cummax()
+        axes.step(complete["trial"], best, where="post", color=color, linewidth=1.8, label="best so far")
+        for place, (ended, own) in enumerate(trials[~trials.index.isin(complete.index)].groupby("ended")):
+            height = np.full(len(own), 0.02)
+            axes.scatter(
+                own["trial"], height, marker=("x", "v", "+")[place % 3], color="0.35", s=26, label=str(ended),
+                transform=axes.get_xaxis_transform(), zorder=3,
+            )  # fmt: skip
+        axes.set(xlabel="trial", ylabel=y)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.legend(frameon=False, ncols=2)
+    return figure
+
+
 def _over_time(results: Results, computed: dict[str, dict[str, pd.DataFrame]]) -> dict[str, dict[str, pd.DataFrame]]:
     """The same curves over seconds, those of `seconds_of`."""
     out: dict[str, dict[str, pd.DataFrame]] = {}

@@ -153,46 +153,53 @@ class Study:
     name: str
     algo: str
     values: np.ndarray  # of complete trials, and of diverged ones, which count as the worst of those
-    runs: list[list[Path]]  # of each complete trial
+    trials: pd.DataFrame  # trials.csv: one row a trial
+    episodes: pd.DataFrame  # of the evaluations of all trials: columns trial, dataset, seed, and those of a run
     ended: dict[str, int]  # how many trials ended how
 
 
 def read_study(folder: str | Path) -> Study:
-    """Read `trials.csv` of a study's folder. Raises ResultsError if there is none, or if no trial is complete."""
-    folder = Path(folder)
+    """Read `trials.csv` and `episodes.parquet` of a study's folder.
+
+    Raises ResultsError if one of them cannot be read, or if no trial is complete.
+    """
+    folder = Path(folder).resolve()
     file = folder / "trials.csv"
     try:
         trials = pd.read_csv(file, dtype={"ended": str, "runs": str})
-        ended, values, runs = trials["ended"], trials["value"].astype(float), trials["runs"].fillna("")
+        ended, values = trials["ended"], trials["value"].astype(float)
+        file = folder / EPISODES
+        episodes = pq.ParquetFile(file).read().to_pandas()
     except (OSError, ValueError, KeyError) as error:
         raise ResultsError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
     complete = ((ended == "complete") & np.isfinite(values)).to_numpy()
     if not complete.any():
-        raise ResultsError(f"{file}: no trial is complete")
-    settings_file = folder / f"{folder.resolve().name}.toml"
-    algo = folder.resolve().name
+        raise ResultsError(f"{folder / 'trials.csv'}: no trial is complete")
+    settings_file = folder / f"{folder.name}.toml"
+    algo = folder.name
     if settings_file.is_file():
         algo = Path(tomllib.loads(settings_file.read_text(encoding="utf-8"))["algo"]).stem
-    lost = int((ended == "diverged").sum())
     found = values.to_numpy()[complete]
-    root = folder.resolve().parent.parent
     return Study(
-        folder.resolve().name,
+        folder.name,
         algo,
-        np.concatenate([found, np.full(lost, found.min())]),
-        [[root / run for run in one.split()] for one in runs[complete]],
+        np.concatenate([found, np.full(int((ended == "diverged").sum()), found.min())]),
+        trials,
+        episodes,
         ended.value_counts().to_dict(),
     )
 
 
-def last_episodes(runs: Sequence[Path]) -> np.ndarray:
-    """The episodes of the last evaluation of some runs, all together: scores, or returns where there are none."""
-    parts = []
-    for run in runs:
-        rows = pq.ParquetFile(run / EPISODES).read(["final", "variant", "score", "return"]).to_pandas()
-        rows = rows[rows["final"] & (rows["variant"] == "")]
-        parts.append(rows["score"] if rows["score"].notna().all() else rows["return"])
-    return np.concatenate([part.to_numpy(float) for part in parts]) if parts else np.empty(0)
+def last_episodes(study: Study, dataset: str | None = None) -> dict[int, np.ndarray]:
+    """The episodes of the last evaluations of each complete trial, on one dataset or on all of them together.
+
+    Scores, or returns where some episode has no score.
+    """
+    rows = study.episodes
+    rows = rows[rows["final"] & (rows["variant"] == "") & ((rows["dataset"] == dataset) | (dataset is None))]
+    measure = "score" if rows["score"].notna().all() else "return"
+    complete = study.trials.loc[study.trials["ended"] == "complete", "trial"]
+    return {int(trial): rows.loc[rows["trial"] == trial, measure].to_numpy(float) for trial in complete}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -213,8 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         color = plots.color_of(study.algo, study.algo)
         styles[study.name] = {"color": color, "marker": plots.MARKERS[place], "linestyle": plots.LINE_STYLES[place % 4]}
         best[study.name] = expected_best_curve(study.values, np.random.default_rng(0))
-        episodes = [last_episodes(runs) for runs in study.runs if all((run / EPISODES).is_file() for run in runs)]
-        if episodes and all(len(one) for one in episodes):
+        episodes = list(last_episodes(study).values())
+        if all(len(one) for one in episodes):
             bandits[study.name] = bandit(episodes, np.random.default_rng(0), pulls=options.pulls)
         print(f"{study.name}: " + ", ".join(f"{count} {how}" for how, count in study.ended.items()))
         shown = sorted({k for k in (1, 2, 5, 10, 20, 40, 80) if k < len(study.values)} | {len(study.values)})

@@ -114,6 +114,7 @@ def _conclude(tuner: Tuner, test_seeds: tuple[int, ...], jobs: int, no_test: boo
         return OK
     with lock:
         result.write_trials(tuner)
+        result.write_episodes(tuner)
         if (best := tuner.best()) is None:
             print(f"no trial of {tuner.name} came to an end: see {tuner.folder / 'trials.csv'}", file=sys.stderr)
             return FAILED

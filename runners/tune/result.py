@@ -1,4 +1,4 @@
-"""What a study leaves: the winner as a file of settings, a suite that tests it, and a table of all trials."""
+"""What a study leaves: the winner as settings, a suite that tests it, a table of all trials, their episodes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tomli_w
 from optuna.trial import FrozenTrial, TrialState
 
-from hoard.records.files import write_atomic
+from hoard.records.files import read_json, write_atomic
+from hoard.records.folder import CONFIG, EPISODES
 from hoard.runners import algorithms, provenance
 from hoard.runners.sweep.job import Job
 from hoard.runners.tune import study as studies
@@ -45,6 +48,31 @@ def write_trials(tuner: Tuner) -> Path:
         writer.writerow([trial.number, state, complete, *times, *searched, *reached, runs])
     file = tuner.folder / "trials.csv"
     write_atomic(file, lambda scratch: scratch.write_text(text.getvalue()))
+    return file
+
+
+def write_episodes(tuner: Tuner) -> Path | None:
+    """The evaluation episodes of all trials in one episodes.parquet, so that the study's folder tells by itself.
+
+    Columns trial, dataset and seed, then those of a run's own file. None where no run has been evaluated, or none is
+    on this machine.
+    """
+    parts = []
+    for trial in tuner.trials():
+        for run in trial.user_attrs.get("runs", []):
+            folder = tuner.results / run
+            if not (folder / EPISODES).is_file():
+                continue
+            config, rows = read_json(folder / CONFIG)["config"], pq.read_table(folder / EPISODES)
+            for name, value in (("seed", config["seed"]), ("dataset", config["dataset"]), ("trial", trial.number)):
+                if name in rows.column_names:
+                    rows = rows.drop_columns(name)
+                rows = rows.add_column(0, name, pa.array([value] * len(rows)))
+            parts.append(rows)
+    if not parts:
+        return None
+    file, whole = tuner.folder / EPISODES, pa.concat_tables(parts, promote_options="default")
+    write_atomic(file, lambda scratch: pq.write_table(whole, scratch, compression="zstd"))
     return file
 
 

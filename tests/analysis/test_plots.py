@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from synthetic import Sweep
@@ -173,6 +174,16 @@ def test_budget_curves():
     (axes,) = plots.budget(curves, styles, "a task", "score", "settings tried").axes
     assert [line.get_label() for line in axes.get_lines()] == ["iql", "td3_bc"]
     assert axes.get_lines()[0].get_ydata() == pytest.approx(curves["iql"]["point"].to_numpy())
+
+
+def test_the_history_of_a_study():
+    ended, nan = ["complete", "pruned", "complete", "diverged", "complete"], float("nan")
+    trials = pd.DataFrame({"trial": range(5), "ended": ended, "value": [3.0, nan, 9.0, -np.inf, 5.0]})
+    (axes,) = plots.history(trials, "#0173b2").axes
+    (best,) = axes.get_lines()
+    assert best.get_xydata().tolist() == [[0, 3], [2, 9], [4, 9]]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["trial", "best so far", "diverged", "pruned"]
 
 
 def test_curves_over_time_have_the_pace_of_the_runs(sweep):

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hoard.analysis import results, tuning
@@ -75,10 +76,12 @@ def study(sweep, tmp_path):
     """Six trials of a study as `hoard tune` leaves them: four complete, one pruned, one diverged."""
     folder = tmp_path / "results" / "tune" / "mine"
     folder.mkdir(parents=True)
-    lines = ["trial,ended,value,begun,finished,lr,hoard/pendulum/mixed-v0,runs"]
+    lines, parts = ["trial,ended,value,begun,finished,lr,hoard/pendulum/mixed-v0,runs"], []
     for trial, value in enumerate([40.0, 90.0, 60.0, 70.0]):
         run = sweep.cell("iql", f"task{trial}", 0, curve=[value])
         lines.append(f"{trial},complete,{value},,,0.001,{value},{run.relative_to(sweep.root)}")
+        parts.append(pd.read_parquet(run / "episodes.parquet").assign(trial=trial, dataset=f"task{trial % 2}", seed=0))
+    pd.concat(parts).to_parquet(folder / "episodes.parquet")
     lines += ["4,pruned,,,,0.1,,runs/gone", "5,diverged,-inf,,,0.5,,"]
     (folder / "trials.csv").write_text("\n".join(lines) + "\n")
     (folder / "mine.toml").write_text('algo = "iql"\n')
@@ -90,7 +93,9 @@ def test_a_study_is_read(study):
     assert (found.name, found.algo) == ("mine", "iql")
     assert found.values.tolist() == [40, 90, 60, 70, 40]  # the diverged one counts as the worst
     assert found.ended == {"complete": 4, "pruned": 1, "diverged": 1}
-    assert [tuning.last_episodes(runs).mean() for runs in found.runs] == pytest.approx([40, 90, 60, 70])
+    means = {trial: values.mean() for trial, values in tuning.last_episodes(found).items()}
+    assert means == pytest.approx({0: 40, 1: 90, 2: 60, 3: 70})
+    assert [len(values) for values in tuning.last_episodes(found, "task1").values()] == [0, 4, 0, 4]
 
 
 def test_the_command_draws_both_curves(study, capsys):
@@ -106,6 +111,9 @@ def test_what_is_no_study_is_refused(tmp_path, capsys):
     with pytest.raises(ResultsError, match="cannot be read"):
         tuning.read_study(tmp_path)
     (tmp_path / "trials.csv").write_text("trial,ended,value,runs\n0,pruned,,\n")
+    with pytest.raises(ResultsError, match=r"episodes\.parquet: cannot be read"):
+        tuning.read_study(tmp_path)
+    pd.DataFrame({"trial": [0]}).to_parquet(tmp_path / "episodes.parquet")
     with pytest.raises(ResultsError, match="no trial is complete"):
         tuning.read_study(tmp_path)
     with pytest.raises(SystemExit):

@@ -75,6 +75,10 @@ def test_a_study_finds_settings_tests_them_and_goes_on_by_name(tune, tmp_path, c
     table = list(csv.DictReader((folder / "trials.csv").open()))
     assert [float(row["value"]) for row in table] == [trial.value for trial in trials]
     assert [row["runs"].split() for row in table] == [trial.user_attrs["runs"] for trial in trials]
+    episodes = pd.read_parquet(folder / "episodes.parquet")
+    assert set(episodes.seed) == {100}
+    last = episodes[episodes.final].groupby("trial").score.mean()
+    assert last.tolist() == pytest.approx([trial.value for trial in trials])
 
     # the same command has nothing to do; more trials go on from there
     before = {file: file.stat().st_mtime_ns for file in results.glob("runs/*/*/*/*")}
