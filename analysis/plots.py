@@ -251,7 +251,7 @@ def history(trials: pd.DataFrame, color: str, y: str = "objective") -> Figure:
                 own["trial"], height, marker=("x", "v", "+")[place % 3], color="0.35", s=26, label=str(ended),
                 transform=axes.get_xaxis_transform(), zorder=3,
             )  # fmt: skip
-        axes.set(xlabel="trial", ylabel=y)
+        axes.set(xlabel="trial", ylabel=y, xlim=(-1, trials["trial"].max() + 1))
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.legend(frameon=False, ncols=2)
     return figure
