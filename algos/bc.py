@@ -63,6 +63,9 @@ class Config:
             raise ValueError(f"top_fraction {self.top_fraction}: must be above 0 and at most 1")
         if self.input_noise < 0:
             raise ValueError(f"input_noise {self.input_noise}: must be 0 or more")
+        for name in ("dropout", "input_noise"):
+            if self.compile and getattr(self, name):
+                raise ValueError(f"{name} {getattr(self, name)}: must be 0 with compile, which cannot trace it")
         if self.eval_actions == "sample" and self.output != "gaussian":
             raise ValueError(f"eval_actions sample: only output gaussian has a spread to sample, not {self.output}")
 

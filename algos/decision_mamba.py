@@ -14,6 +14,7 @@ Run: python algos/decision_mamba.py --dataset hoard/pendulum/mixed-v0
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -24,7 +25,16 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, clipped_gradient_step, dropout, frozen_copy, linear, set_lr
+from hoard.runners.nn import (
+    ObsNormalizer,
+    clipped_gradient_step,
+    compiled,
+    drop,
+    frozen_copy,
+    linear,
+    set_lr,
+    uniform,
+)
 from hoard.runners.scans import SCANS
 
 
@@ -38,6 +48,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after minutes of compiling; needs a C++ compiler
     updates: int = 10_000  # gradient updates on the dataset
     log_every: int = 250  # updates per row of training metrics
     eval_every: int = 1000  # updates between evaluations
@@ -249,15 +260,15 @@ class Block(nn.Module):
             self.fine = mixer(cfg, generator)
             self.fine_norm = nn.LayerNorm(cfg.width, device=generator.device)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """(B, 3K, width) -> the same; dropout only with a generator."""
+    def forward(self, x: Tensor, draw: Tensor | None) -> Tensor:
+        """(B, 3K, width) -> the same; `draw`: uniform numbers of that shape for the dropout, or None."""
         normed = self.norm(x)
         out = self.coarse(normed)
         if self.has_fine:
             groups = F.pad(normed, (0, 0, 1, -1)).unflatten(1, (-1, 3)).flatten(2)  # (B, K, 3 width)
             fine = self.fine_norm(self.fine(self.group(groups)))
             out = (out.unflatten(1, (-1, 3)) + fine[:, :, None]).flatten(1, 2)
-        return x + dropout(out, self.dropout, generator)
+        return x + drop(out, self.dropout, draw)
 
     def step(self, x: Tensor, state: State) -> Tensor:
         """The same for the new tokens (a_{t-1}, R_t, s_t) alone, (n, 3, width); at t = 0 for (R_0, s_0)."""
@@ -328,16 +339,24 @@ class Actor(nn.Module):
         time = self.time[window["timestep"].clamp(max=len(self.time) - 1)][:, :, None]
         return self.embed_norm(torch.stack(parts, dim=2)) + time
 
-    def tokens(self, window: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Tokens after the last block, (B, K, 3, width); dropout only with a generator."""
-        x = dropout(self.embed(window).flatten(1, 2), self.dropout, generator)
-        for block in self.blocks:
-            x = block(x, generator)
+    def draws(self, window: dict[str, Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Uniform numbers for the dropout of a training step on `window`; none where nothing is dropped."""
+        if not self.dropout:
+            return []
+        size, steps = window["obs"].shape[:2]
+        return [uniform((size, 3 * steps, self.time.shape[1]), generator) for _ in range(1 + len(self.blocks))]
+
+    def tokens(self, window: dict[str, Tensor], draws: Sequence[Tensor] = ()) -> Tensor:
+        """Tokens after the last block, (B, K, 3, width); dropout only with `draws`."""
+        given: Sequence[Tensor | None] = draws or [None] * (1 + len(self.blocks))
+        x = drop(self.embed(window).flatten(1, 2), self.dropout, given[0])
+        for block, draw in zip(self.blocks, given[1:]):
+            x = block(x, draw)
         return self.norm(x).unflatten(1, (-1, 3))
 
-    def forward(self, window: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, window: dict[str, Tensor], draws: Sequence[Tensor] = ()) -> Tensor:
         """Actions in [-1, 1], (B, K, action_dim)."""
-        return self.action_head(self.tokens(window, generator)[:, :, 1])
+        return self.action_head(self.tokens(window, draws)[:, :, 1])
 
     def act(self, obs: Tensor, history: History) -> Tensor:
         """The action for the target less the reward collected."""
@@ -384,15 +403,15 @@ def actor_loss(
     actor: Actor,
     batch: dict[str, Tensor],
     cfg: Config,
-    beta: float = 0.0,
+    beta: Tensor | float = 0.0,
     teacher_action: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    draws: Sequence[Tensor] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared error towards (1 - beta) a + beta teacher_action, and SmoothL1 of next state and return-to-go.
 
-    The action counts on every real step, the other two where the next step is real as well.
+    The action counts on every real step, the other two where the next step is real as well. `draws` for the dropout.
     """
-    x, mask = actor.tokens(batch, generator), batch["mask"]
+    x, mask = actor.tokens(batch, draws), batch["mask"]
     action, label = actor.action_head(x[:, :, 1]), batch["action"]
     metrics = {"losses/bc": masked_mean((action.detach() - label).square(), mask)}
     if teacher_action is not None:
@@ -466,29 +485,32 @@ def train(cfg: Config, run: Run) -> None:
     teacher = frozen_copy(actor)
     optimizer = torch.optim.AdamW(parameter_groups(actor, cfg.weight_decay), lr=cfg.lr, eps=1e-6, fused=True)
 
-    def update(batch: dict[str, Tensor], beta: float) -> dict[str, Tensor]:
+    def update(batch: dict[str, Tensor], draws: Sequence[Tensor], beta: Tensor, taught: bool) -> dict[str, Tensor]:
         # self-evolution: the earlier policy's actions have a share in the labels
         teacher_action = None
-        if beta:
+        if taught:
             with torch.no_grad():
                 teacher_action = teacher(batch)
         # actions, next states and next returns
-        loss, metrics = actor_loss(actor, batch, cfg, beta, teacher_action, generator)
+        loss, metrics = actor_loss(actor, batch, cfg, beta, teacher_action, draws)
         metrics["policy/grad_norm"] = clipped_gradient_step(optimizer, loss, cfg.clip_norm)
-        return metrics | {"evolution/beta": torch.full_like(loss.detach(), beta)}
+        return metrics | {"evolution/beta": beta}
 
     def evaluate_variants() -> None:
         for fraction in cfg.extra_targets:
             target = torch.tensor(target_of(dataset, cfg, fraction), device=device)
             run.evaluate(partial(actor.act_towards, target), variant=f"target={fraction:g}")
 
+    update = compiled(update, [optimizer], cfg.compile)
     run.register(actor=actor, optimizer=optimizer, **({"teacher": teacher} if cfg.self_evolution else {}))
     for number in run.loop(cfg.updates):
         set_lr(optimizer, cfg.lr * min(1.0, number / max(1, cfg.warmup)))
         beta = teacher_share(number, cfg)
         if beta and (number - 1) % cfg.teacher_every == 0:
             teacher.load_state_dict(actor.state_dict())
-        run.log(update(buffer.sample_sequences(cfg.batch_size, cfg.context, generator), beta))
+        batch = buffer.sample_sequences(cfg.batch_size, cfg.context, generator)
+        share = torch.tensor(beta, device=device)  # a number would be compiled into the graph
+        run.log(update(batch, actor.draws(batch, generator), share, beta > 0))
         if run.evaluation_due:
             run.evaluate(actor)
             if run.evaluation_final:

@@ -12,6 +12,7 @@ Run: python algos/decision_transformer.py --dataset hoard/pendulum/mixed-v0
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, clipped_gradient_step, dropout, linear, set_lr
+from hoard.runners.nn import ObsNormalizer, clipped_gradient_step, compiled, drop, linear, set_lr, uniform
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 10_000  # gradient updates on the dataset
     log_every: int = 250  # updates per row of training metrics
     eval_every: int = 1000  # updates between evaluations
@@ -98,16 +100,16 @@ class Block(nn.Module):
         self.up = linear(cfg.width, 4 * cfg.width, generator, cfg.init)
         self.down = linear(4 * cfg.width, cfg.width, generator, cfg.init)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """(B, L, width) -> the same; dropout only with a generator."""
+    def forward(self, x: Tensor, draws: Sequence[Tensor | None]) -> Tensor:
+        """(B, L, width) -> the same; `draws`: uniform numbers for the dropout of attention, mixing and MLP, or None."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         # Written out, since torch's fused attention draws its dropout from the global generator.
         scores = torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-        weights = dropout(torch.softmax(scores.masked_fill(later, -torch.inf), dim=-1), self.dropout, generator)
+        weights = drop(torch.softmax(scores.masked_fill(later, -torch.inf), dim=-1), self.dropout, draws[0])
         mixed = self.out(torch.matmul(weights, v).transpose(1, 2).flatten(2))
-        x = x + dropout(mixed, self.dropout, generator)
-        return x + dropout(self.down(F.gelu(self.up(self.norm2(x)))), self.dropout, generator)
+        x = x + drop(mixed, self.dropout, draws[1])
+        return x + drop(self.down(F.gelu(self.up(self.norm2(x)))), self.dropout, draws[2])
 
 
 class Embedding(nn.Module):
@@ -132,6 +134,7 @@ class Actor(nn.Module):
 
     return_scale: Tensor
     target: Tensor
+    blocks: Any  # a ModuleList, whose items type checkers take for plain modules
 
     def __init__(self, cfg: Config, obs_dim: int, action_dim: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -161,16 +164,25 @@ class Actor(nn.Module):
         time = self.time[window["timestep"].clamp(max=len(self.time) - 1)][:, :, None]
         return self.embed_norm(torch.stack(parts, dim=2) + time)
 
-    def tokens(self, window: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Tokens after the last block, (B, K, 3, width); dropout only with a generator."""
-        x = dropout(self.embed(window).flatten(1, 2), self.dropout, generator)
-        for block in self.blocks:
-            x = block(x, generator)
+    def draws(self, window: dict[str, Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Uniform numbers for the dropout of a training step on `window`; none where nothing is dropped."""
+        if not self.dropout:
+            return []
+        size, steps = window["obs"].shape[:2]
+        stream, pairs = (size, 3 * steps, self.time.shape[1]), (size, self.blocks[0].heads, 3 * steps, 3 * steps)
+        return [uniform(shape, generator) for shape in (stream, *len(self.blocks) * (pairs, stream, stream))]
+
+    def tokens(self, window: dict[str, Tensor], draws: Sequence[Tensor] = ()) -> Tensor:
+        """Tokens after the last block, (B, K, 3, width); dropout only with `draws`."""
+        given: Sequence[Tensor | None] = draws or [None] * (1 + 3 * len(self.blocks))
+        x = drop(self.embed(window).flatten(1, 2), self.dropout, given[0])
+        for k, block in enumerate(self.blocks):
+            x = block(x, given[3 * k + 1 : 3 * k + 4])
         return self.norm(x).unflatten(1, (-1, 3))
 
-    def forward(self, window: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, window: dict[str, Tensor], draws: Sequence[Tensor] = ()) -> Tensor:
         """Actions in [-1, 1], (B, K, action_dim)."""
-        return self.action_head(self.tokens(window, generator)[:, :, 1])
+        return self.action_head(self.tokens(window, draws)[:, :, 1])
 
     def act(self, obs: Tensor, history: History) -> Tensor:
         """The action for the target less the reward collected."""
@@ -202,10 +214,10 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def actor_loss(
-    actor: Actor, batch: dict[str, Tensor], generator: torch.Generator | None = None
+    actor: Actor, batch: dict[str, Tensor], draws: Sequence[Tensor] = ()
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared error towards the dataset's action on every real step."""
-    loss = masked_mean((actor(batch, generator) - batch["action"]).square(), batch["mask"])
+    """Squared error towards the dataset's action on every real step; `draws` for the dropout, or none."""
+    loss = masked_mean((actor(batch, draws) - batch["action"]).square(), batch["mask"])
     return loss, {"losses/actor": loss.detach()}
 
 
@@ -253,8 +265,8 @@ def train(cfg: Config, run: Run) -> None:
     actor.target.fill_(target_of(dataset, cfg, cfg.target_fraction))
     optimizer = torch.optim.AdamW(parameter_groups(actor, cfg.weight_decay), lr=cfg.lr, eps=1e-6, fused=True)
 
-    def update(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        loss, metrics = actor_loss(actor, batch, generator)
+    def update(batch: dict[str, Tensor], draws: Sequence[Tensor]) -> dict[str, Tensor]:
+        loss, metrics = actor_loss(actor, batch, draws)
         metrics["policy/grad_norm"] = clipped_gradient_step(optimizer, loss, cfg.clip_norm)
         return metrics
 
@@ -263,10 +275,12 @@ def train(cfg: Config, run: Run) -> None:
             target = torch.tensor(target_of(dataset, cfg, fraction), device=device)
             run.evaluate(partial(actor.act_towards, target), variant=f"target={fraction:g}")
 
+    update = compiled(update, [optimizer], cfg.compile)
     run.register(actor=actor, optimizer=optimizer)
     for number in run.loop(cfg.updates):
         set_lr(optimizer, cfg.lr * min(1.0, number / max(1, cfg.warmup)))
-        run.log(update(buffer.sample_sequences(cfg.batch_size, cfg.context, generator)))
+        batch = buffer.sample_sequences(cfg.batch_size, cfg.context, generator)
+        run.log(update(batch, actor.draws(batch, generator)))
         if run.evaluation_due:
             run.evaluate(actor)
             if run.evaluation_final:

@@ -25,6 +25,7 @@ from hoard.datasets import ReplayBuffer
 from hoard.runners import Run, main
 from hoard.runners.nn import (
     ObsNormalizer,
+    compiled,
     frozen_copy,
     gradient_step,
     linear,
@@ -43,6 +44,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 1_000_000  # gradient updates on the dataset
     log_every: int = 1000  # updates per row of training metrics
     eval_every: int = 5000  # updates between evaluations
@@ -254,6 +256,7 @@ def train(cfg: Config, run: Run) -> None:
         polyak_update(target, critic, cfg.target_tau)
         return metrics | of_actor | of_critic
 
+    update = compiled(update, optimizers.values(), cfg.compile)
     run.register(networks=networks, target=target, optimizers=optimizers)
     for _ in run.loop(cfg.updates):
         run.log(update(with_noise(buffer.sample(cfg.batch_size, generator), generator)))

@@ -24,6 +24,7 @@ from hoard.datasets import ReplayBuffer
 from hoard.runners import History, Run, main
 from hoard.runners.nn import (
     ObsNormalizer,
+    compiled,
     frozen_copy,
     gradient_step,
     linear,
@@ -42,6 +43,7 @@ class Config:
     seed: int = 0  # seed of everything random in this run
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto is CUDA if there is one
     threads: int = 1  # torch CPU threads; with 1 the result does not depend on the number of cores
+    compile: bool = False  # one compiled graph per update: quicker, after a minute of compiling; needs a C++ compiler
     updates: int = 1_000_000  # gradient updates on the dataset
     online_steps: int = 0  # environment steps after them, one update each; *_every count steps there
     guide: str = "none"  # or a finished run's folder, whose policy begins every episode; see docs/protocol.md
@@ -259,6 +261,7 @@ def train(cfg: Config, run: Run) -> None:
         gradient_step(optimizers["flow"], loss)
         return metrics | of_flow
 
+    update = compiled(update, optimizers.values(), cfg.compile)
     env = run.training_env() if cfg.online_steps else None
     run.register(networks=networks, target=target, optimizers=optimizers, buffer=buffer)
     for _ in run.loop(cfg.updates):

@@ -37,7 +37,6 @@ _NOT_NEGATIVE = ("seed", "updates", "online_steps", "start_steps", "weight_decay
 _POSITIVE = ("lr", "init_alpha", "clip_norm")
 _SHARES = ("discount", "target_tau", "offline_ratio", "gae_lambda")
 _BELOW_1 = ("dropout", "actor_dropout")
-_DRAWN = ("dropout", "actor_dropout", "input_noise")  # what these ask for is drawn in the update
 
 
 def check(cfg: Any) -> None:
@@ -68,9 +67,6 @@ def check(cfg: Any) -> None:
         if (name == "hidden" or name.endswith("_hidden")) and min(value, default=1) < 1:
             refuse(name, "widths of at least 1")
     if getattr(cfg, "compile", False):
-        for name in given & set(_DRAWN):
-            if getattr(cfg, name):
-                refuse(name, "0 with compile, which cannot trace draws from a generator of the run's own")
         check_compiler(cfg.device)
     plugins.parse(getattr(cfg, "data", "all"))
     if cfg.updates == 0 and not getattr(cfg, "online_steps", 0):

@@ -81,9 +81,17 @@ def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def dropout(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
     """Dropout from an explicit generator; without one, as when acting, nothing is dropped."""
-    if generator is None or not share:
-        return x
-    return x * (torch.rand(x.shape, generator=generator, device=x.device) >= share) / (1 - share)
+    return x if generator is None or not share else drop(x, share, uniform(x.shape, generator))
+
+
+def drop(x: Tensor, share: float, draw: Tensor | None) -> Tensor:
+    """Dropout by numbers `draw` that were drawn uniformly from [0, 1) before; without them nothing is dropped."""
+    return x if draw is None else x * (draw >= share) / (1 - share)
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Numbers uniform in [0, 1) from an explicit generator, on its device."""
+    return torch.rand(tuple(shape), generator=generator, device=generator.device)
 
 
 def gaussian_noise(x: Tensor, std: float, generator: torch.Generator | None) -> Tensor:

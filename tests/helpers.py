@@ -43,4 +43,9 @@ def small(dataset: str, **options: object) -> list[str]:
         "checkpoint_every": 20,
         **options,
     }
-    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", *str(value).split(" "))]
+    return [
+        part
+        for name, value in values.items()
+        if value is not None
+        for part in (f"--{name.replace('_', '-')}", *str(value).split(" "))
+    ]

@@ -44,7 +44,8 @@ def compiler_missing() -> bool:
 needs_compiler = pytest.mark.skipif(compiler_missing(), reason="needs a C++ compiler")
 
 
-# What stands beside 200 updates of small networks.
+# What stands beside 200 updates of small networks; None where a file has no such option.
+SEQUENCE = {"hidden": None, "width": 8, "context": 3, "dropout": 0.1, "warmup": 50}
 ONLINE = {"updates": 0, "online_steps": 230, "start_steps": 30}
 OTHERWISE: dict[str, dict[str, Any]] = {
     "iql": {"reward_mode": "none"},
@@ -55,6 +56,8 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "sac": ONLINE,
     "rlpd": ONLINE | {"critics": 4, "updates_per_step": 2},
     "moorl": ONLINE | {"inner_steps": 2},
+    "decision_transformer": SEQUENCE,
+    "decision_mamba": SEQUENCE | {"blocks": 1, "teacher_every": 40},
     "drbc": {"updates": 100, "online_steps": 130, "warmup_steps": 80},
 }
 
@@ -76,6 +79,7 @@ def trained(name: str, on: bool) -> OnlineRun:
     options = {"updates": 200, "hidden": (16, 16), "batch_size": 32, "lr": 1e-3, "compile": on} | OTHERWISE.get(
         name, {}
     )
+    options = {option: value for option, value in options.items() if value is not None}
     run = OnlineRun(flat_dataset(n=80, seed=3, lengths=[30, 50]), seed=1, remember_start=True)
     module.train(module.Config(**options), run)
     return run

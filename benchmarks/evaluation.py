@@ -1,0 +1,86 @@
+"""How near evaluation comes to the bare environment: steps per second of both, and what an evaluation spends where.
+
+    OMP_NUM_THREADS=1 python benchmarks/evaluation.py [DATASET ...] [--hidden 256 256] [--episodes 50]
+
+An untrained policy of BC is evaluated as a run does it. Then the same environments make the same steps, with the
+actions just taken and nothing else. Both are seconds of CPU time of this process, on one thread, in turns; the best of
+each counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+import hoard
+from hoard.algos import bc, decision_transformer
+from hoard.runners.evaluate import Evaluator, fresh_seed
+from hoard.runners.task import Task, task_of
+
+DATASETS = ("hoard/pendulum/mixed-v0", "hoard/pointmaze/umaze-v0", "hoard/hopper/medium-replay-v0")
+TURNS = 3
+
+
+def policy_of(task: Task, hidden: tuple[int, ...], sequence: bool) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    if sequence:
+        return decision_transformer.Actor(decision_transformer.Config(), task.obs_dim, task.action_dim, generator)
+    return bc.Actor(bc.Config(hidden=hidden), task.obs_dim, task.action_dim, generator)
+
+
+def bare_seconds(env: gym.Env, episodes: dict[int, list[np.ndarray]], seeds: list[int]) -> float:
+    """CPU seconds of the recorded actions in an environment alone."""
+    begun = time.process_time()
+    for number, actions in episodes.items():
+        env.reset(seed=seeds[number])
+        for action in actions:
+            env.step(action)
+    return time.process_time() - begun
+
+
+def measure(dataset: str, hidden: tuple[int, ...], count: int, sequence: bool) -> dict[str, Any]:
+    """Steps per second of evaluation and of the bare environment on one dataset's task."""
+    evaluator = Evaluator(task_of(hoard.load(dataset)))
+    policy = policy_of(evaluator.task, hidden, sequence)
+    seeds = [fresh_seed(0, number) for number in range(count)]
+    episodes: dict[int, list[np.ndarray]] = {}
+
+    def remember(number: int, env: gym.Env, action: np.ndarray | None, obs: np.ndarray) -> None:
+        episodes.setdefault(number, []).extend([] if action is None else [action.copy()])
+
+    rows = evaluator(policy, seeds, torch.Generator().manual_seed(0), remember)  # also warms up
+    steps = sum(row["length"] for row in rows)
+    evaluations, bare = [], []
+    for _ in range(TURNS):
+        begun = time.process_time()
+        evaluator(policy, seeds, torch.Generator().manual_seed(0))
+        evaluations.append(time.process_time() - begun)
+        bare.append(bare_seconds(evaluator.envs[0], episodes, seeds))
+    evaluator.close()
+    return {"dataset": dataset, "steps": steps, "evaluation": steps / min(evaluations), "bare": steps / min(bare)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="*", default=list(DATASETS), metavar="DATASET")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[256, 256])
+    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--sequence", action="store_true", help="Decision Transformer's policy instead, on ten steps")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| dataset | evaluation: steps/s | bare environment | share |\n|---|--:|--:|--:|")
+    for dataset in args.datasets:
+        row = measure(dataset, tuple(args.hidden), args.episodes, args.sequence)
+        share = row["evaluation"] / row["bare"]
+        print(f"| `{dataset}` | {row['evaluation']:.0f} | {row['bare']:.0f} | {share:.2f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
