@@ -110,8 +110,13 @@ def test_two_hundred_updates_equal_eager_ones(name, quick_backend):
     assert_equal_runs(trained(name, on=False), trained(name, on=True))
 
 
+# One of each kind, as each takes a minute: plain, two graphs, a burst of steps, a gradient of gradients, a long graph.
+KINDS = ("td3_bc", "moorl", "edac", "decision_mamba")
+
+
 @needs_compiler
-@pytest.mark.parametrize("name", some_fast("bc"))
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["bc", *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS)])
 def test_the_same_in_machine_code(name):
     assert_equal_runs(trained(name, on=False), trained(name, on=True))
 
@@ -231,12 +236,13 @@ def test_a_half_written_file_of_a_killed_compilation_does_no_harm(tmp_path):
     assert json.loads(told[0])[0][0] == pytest.approx(0.9, abs=1e-3)
 
 
-def test_without_a_compiler_it_is_refused(monkeypatch):
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(BadInput, match="no C\\+\\+ compiler"):
+def test_without_a_compiler_it_is_refused():
+    missing = inductor.patch({"cpp.cxx": ("no-such-compiler",)})
+    with missing, pytest.raises(BadInput, match="no C\\+\\+ compiler"):
         check(importlib.import_module("hoard.algos.bc").Config(compile=True, device="cpu"))
 
 
+@needs_compiler
 @pytest.mark.parametrize(("name", "option"), [("bc", "dropout"), ("iql", "actor_dropout"), ("rcsl", "input_noise")])
 def test_what_is_drawn_in_the_update_is_refused(name, option):
     config = importlib.import_module(f"hoard.algos.{name}").Config
