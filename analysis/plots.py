@@ -45,7 +45,7 @@ PALETTE = (
 COLORS = {
     "iql": 0, "bc": 1, "rcsl": 2, "mbrcsl": 3, "decision_transformer": 4, "decision_mamba": 5, "sac": 6, "rlpd": 7,
     "moorl": 8, "drbc": 9, "drbc_tabular": 9, "hnpg": 4, "trpo": 5, "ucbvi": 7, "td3_bc": 6, "cql": 9, "cal_ql": 2,
-    "awac": 3, "edac": 4, "fql": 5, "rebrac": 8, "prdc": 7,
+    "awac": 3, "edac": 4, "fql": 5, "rebrac": 8, "prdc": 7, "odice": 7,
 }  # fmt: skip
 AXES = {
     "env_step": "environment steps",
