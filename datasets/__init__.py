@@ -88,8 +88,8 @@ def metadata_of(dataset_id: str) -> dict[str, Any] | None:
 
 
 def progress_unit(dataset_id: str) -> str:
-    """What the progress of `ensure` counts: environment steps of a generation, bytes of a D4RL file."""
-    return _source_of(dataset_id).PROGRESS_UNIT
+    """What the progress of `ensure` counts: environment steps of a generation, bytes of a download."""
+    return _source_of(dataset_id).progress_unit(dataset_id)
 
 
 def load(dataset_id: str, progress: Progress | None = None) -> Dataset:

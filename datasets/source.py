@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from hoard.datasets.dataset import Dataset, DatasetError
 
-Progress = Callable[[int, int], None]  # (done, total), in the source's PROGRESS_UNIT
+Progress = Callable[[int, int], None]  # (done, total), in the `progress_unit` of its source
 
 
 class Unavailable(DatasetError):
@@ -24,11 +24,6 @@ class Source(Protocol):
     @property
     def ID_FORM(self) -> str:
         """How its ids look, for error messages: ``d4rl:NAME``."""
-        ...
-
-    @property
-    def PROGRESS_UNIT(self) -> str:
-        """What the progress of `ensure` counts: environment steps, bytes."""
         ...
 
     def owns(self, dataset_id: str) -> bool:
@@ -45,6 +40,10 @@ class Source(Protocol):
 
     def is_at_hand(self, dataset_id: str) -> bool:
         """Whether `read` needs nothing made or fetched first."""
+        ...
+
+    def progress_unit(self, dataset_id: str) -> str:
+        """What the progress of `ensure` counts: environment steps, bytes."""
         ...
 
     def ensure(self, dataset_id: str, progress: Progress | None) -> bool:

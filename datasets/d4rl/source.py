@@ -9,7 +9,6 @@ from hoard.datasets.dataset import Dataset, DatasetError
 from hoard.datasets.source import Progress
 
 ID_FORM = "d4rl:NAME"
-PROGRESS_UNIT = "bytes"
 
 
 def owns(dataset_id: str) -> bool:
@@ -35,6 +34,10 @@ def check_id(dataset_id: str) -> None:
 def is_at_hand(dataset_id: str) -> bool:
     """Whether the file is on this disk. Raises DatasetError for an id that is none."""
     return os.path.isfile(parse(dataset_id).path)
+
+
+def progress_unit(dataset_id: str) -> str:
+    return "bytes"
 
 
 def ensure(dataset_id: str, progress: Progress | None = None) -> bool:

@@ -10,7 +10,6 @@ from hoard.datasets.minari import store
 from hoard.datasets.source import Progress
 
 ID_FORM = "a Minari id like D4RL/door/human-v2"
-PROGRESS_UNIT = "environment steps"
 
 # Minari's grammar, minus anything that could climb out of its folder.
 _ID = re.compile(r"(?:\w[\w.-]*/)*\w[\w.-]*-v\d+", re.ASCII)
@@ -31,6 +30,10 @@ def check_id(dataset_id: str) -> None:
 
 def is_at_hand(dataset_id: str) -> bool:
     return store.is_stored(dataset_id)
+
+
+def progress_unit(dataset_id: str) -> str:
+    return "environment steps"
 
 
 def ensure(dataset_id: str, progress: Progress | None = None) -> bool:

@@ -10,7 +10,6 @@ from hoard.datasets.source import Progress
 from hoard.records.locks import hold_file
 
 ID_FORM = "ogbench:NAME"
-PROGRESS_UNIT = "bytes or environment steps"  # of a download, of what is made here
 
 
 def owns(dataset_id: str) -> bool:
@@ -27,6 +26,10 @@ def check_id(dataset_id: str) -> None:
 
 def is_at_hand(dataset_id: str) -> bool:
     return os.path.isfile(ids.parse(dataset_id).path)
+
+
+def progress_unit(dataset_id: str) -> str:
+    return "bytes" if ids.parse(dataset_id).thousands is None else "environment steps"
 
 
 def ensure(dataset_id: str, progress: Progress | None = None) -> bool:

@@ -12,7 +12,6 @@ from hoard.datasets.source import Progress
 from hoard.records.suggest import nearest
 
 ID_FORM = "hoard/..."
-PROGRESS_UNIT = "environment steps"
 
 
 def owns(dataset_id: str) -> bool:
@@ -32,6 +31,10 @@ def check_id(dataset_id: str) -> None:
 def is_at_hand(dataset_id: str) -> bool:
     """Whether the set is on this disk, or generated at each load."""
     return recipes.is_in_memory(dataset_id) or store.is_stored(dataset_id)
+
+
+def progress_unit(dataset_id: str) -> str:
+    return "environment steps"
 
 
 def ensure(dataset_id: str, progress: Progress | None = None) -> bool:

@@ -62,12 +62,11 @@ def test_an_unknown_attribute_is_one():
 
 @pytest.mark.parametrize("source", datasets.SOURCES, ids=lambda source: source.__name__)
 def test_every_source_has_the_same_verbs(source):
-    assert len(VERBS) == 7
+    assert len(VERBS) == 8
     for verb in VERBS:
         expected = list(inspect.signature(getattr(Source, verb)).parameters)[1:]
         assert list(inspect.signature(getattr(source, verb)).parameters) == expected, verb
     assert isinstance(source.ID_FORM, str)
-    assert isinstance(source.PROGRESS_UNIT, str)
 
 
 def test_the_kind_of_an_id_is_asked_in_one_place():
@@ -79,7 +78,7 @@ def test_the_kind_of_an_id_is_asked_in_one_place():
 
 def test_another_source_is_one_more_entry(monkeypatch):
     class Numbers:
-        ID_FORM, PROGRESS_UNIT = "numbers:N", "numbers"
+        ID_FORM = "numbers:N"
 
         def __init__(self):
             self.made = []
@@ -96,6 +95,9 @@ def test_another_source_is_one_more_entry(monkeypatch):
 
         def is_at_hand(self, dataset_id):
             return dataset_id in self.made
+
+        def progress_unit(self, dataset_id):
+            return "numbers"
 
         def ensure(self, dataset_id, progress):
             self.made.append(dataset_id)
@@ -138,3 +140,18 @@ def test_the_folder_is_minaris_own(tmp_path, monkeypatch):
             assert store.path_of(dataset_id) == minari.storage.get_dataset_path(dataset_id)
     assert store._NAMESPACE == minari.namespace.NAMESPACE_METADATA_FILENAME
     assert hoard.__version__
+
+
+@pytest.mark.parametrize(
+    ("dataset_id", "unit"),
+    [
+        ("hoard/pendulum/mixed-v0", "environment steps"),
+        ("d4rl:hopper-medium-v2", "bytes"),
+        ("ogbench:cube-single-noisy-singletask-task1-v0", "bytes"),
+        ("ogbench:cube-single-noisy-100k-singletask-task1-v0", "environment steps"),
+    ],
+)
+def test_what_progress_counts(dataset_id, unit):
+    if dataset_id.startswith("ogbench"):
+        pytest.importorskip("ogbench")
+    assert datasets.progress_unit(dataset_id) == unit
