@@ -85,7 +85,7 @@ def curves(
                 if method in own:
                     _curve(axes, own[method], x, styles[method])
             _reference_lines(axes, measure[dataset], horizontal=True)
-            axes.set_title(dataset)
+            axes.set_title(textwrap.fill(dataset, 40))
             axes.set_xlabel(AXES[x])
             axes.set_ylabel(label(measure[dataset]))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
