@@ -78,7 +78,7 @@ def _data_list(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"id": dataset_id, "on_disk": here}))
         else:
-            print(f"{dataset_id:40}{'on disk' if here else ''}".rstrip())
+            print(f"{dataset_id:54} {'on disk' if here else ''}".rstrip())
     return 0
 
 

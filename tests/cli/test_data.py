@@ -6,6 +6,7 @@ import shutil
 import h5py
 import pytest
 
+from hoard import datasets
 from hoard.cli import main
 
 
@@ -45,6 +46,12 @@ def test_list(hoard, tiny):
     rows = [json.loads(line) for line in hoard("list", "--json")[1].splitlines()]
     assert {"id": tiny, "on_disk": True} in rows
     assert [row["id"] for row in rows] == [line.split()[0] for line in lines]
+
+
+def test_list_keeps_the_longest_id_apart(hoard, monkeypatch):
+    monkeypatch.setattr(datasets, "is_at_hand", lambda dataset_id: True)
+    lines = hoard("list")[1].splitlines()
+    assert [line.split()[0] for line in lines] == datasets.known_ids()
 
 
 def test_make(hoard, tiny):
