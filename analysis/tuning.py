@@ -148,14 +148,28 @@ def settings(loaded: Results, metric: str = "score") -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study left: the value of each trial that came to an end, and its runs."""
+    """What a study left: its trials, and their evaluation episodes."""
 
     name: str
     algo: str
-    values: np.ndarray  # of complete trials, and of diverged ones, which count as the worst of those
     trials: pd.DataFrame  # trials.csv: one row a trial
     episodes: pd.DataFrame  # of the evaluations of all trials: columns trial, dataset, seed, and those of a run
-    ended: dict[str, int]  # how many trials ended how
+
+    @property
+    def complete(self) -> pd.DataFrame:
+        """The trials that came to an end with a finite value."""
+        return self.trials[(self.trials["ended"] == "complete") & np.isfinite(self.trials["value"])]
+
+    @property
+    def values(self) -> np.ndarray:
+        """Of complete trials, and of diverged ones, which count as the worst of those."""
+        found = self.complete["value"].to_numpy()
+        return np.append(found, np.full(self.ended.get("diverged", 0), found.min()))
+
+    @property
+    def ended(self) -> dict[str, int]:
+        """How many trials ended how."""
+        return self.trials["ended"].value_counts().to_dict()
 
 
 def read_study(folder: str | Path) -> Study:
@@ -166,28 +180,19 @@ def read_study(folder: str | Path) -> Study:
     folder = Path(folder).resolve()
     file = folder / "trials.csv"
     try:
-        trials = pd.read_csv(file, dtype={"ended": str, "runs": str})
-        ended, values = trials["ended"], trials["value"].astype(float)
+        trials = pd.read_csv(file, dtype={"runs": str}).astype({"trial": int, "ended": str, "value": float})
         file = folder / EPISODES
         episodes = pq.ParquetFile(file).read().to_pandas()
     except (OSError, ValueError, KeyError) as error:
         raise ResultsError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
-    complete = ((ended == "complete") & np.isfinite(values)).to_numpy()
-    if not complete.any():
-        raise ResultsError(f"{folder / 'trials.csv'}: no trial is complete")
     settings_file = folder / f"{folder.name}.toml"
     algo = folder.name
     if settings_file.is_file():
         algo = Path(tomllib.loads(settings_file.read_text(encoding="utf-8"))["algo"]).stem
-    found = values.to_numpy()[complete]
-    return Study(
-        folder.name,
-        algo,
-        np.concatenate([found, np.full(int((ended == "diverged").sum()), found.min())]),
-        trials,
-        episodes,
-        ended.value_counts().to_dict(),
-    )
+    study = Study(folder.name, algo, trials, episodes)
+    if study.complete.empty:
+        raise ResultsError(f"{folder / 'trials.csv'}: no trial is complete")
+    return study
 
 
 def last_episodes(study: Study, dataset: str | None = None) -> dict[int, np.ndarray]:
@@ -198,8 +203,8 @@ def last_episodes(study: Study, dataset: str | None = None) -> dict[int, np.ndar
     rows = study.episodes
     rows = rows[rows["final"] & (rows["variant"] == "") & ((rows["dataset"] == dataset) | (dataset is None))]
     measure = "score" if rows["score"].notna().all() else "return"
-    complete = study.trials.loc[study.trials["ended"] == "complete", "trial"]
-    return {int(trial): rows.loc[rows["trial"] == trial, measure].to_numpy(float) for trial in complete}
+    numbers = study.complete["trial"]
+    return {int(trial): rows.loc[rows["trial"] == trial, measure].to_numpy(float) for trial in numbers}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

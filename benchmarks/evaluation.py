@@ -19,19 +19,12 @@ import numpy as np
 import torch
 
 import hoard
-from hoard.algos import bc, decision_transformer
+from hoard.algos import bc
 from hoard.runners.evaluate import Evaluator, fresh_seed
-from hoard.runners.task import Task, task_of
+from hoard.runners.task import task_of
 
 DATASETS = ("hoard/pendulum/mixed-v0", "hoard/pointmaze/umaze-v0", "hoard/hopper/medium-replay-v0")
 TURNS = 3
-
-
-def policy_of(task: Task, hidden: tuple[int, ...], sequence: bool) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    if sequence:
-        return decision_transformer.Actor(decision_transformer.Config(), task.obs_dim, task.action_dim, generator)
-    return bc.Actor(bc.Config(hidden=hidden), task.obs_dim, task.action_dim, generator)
 
 
 def bare_seconds(env: gym.Env, episodes: dict[int, list[np.ndarray]], seeds: list[int]) -> float:
@@ -44,10 +37,11 @@ def bare_seconds(env: gym.Env, episodes: dict[int, list[np.ndarray]], seeds: lis
     return time.process_time() - begun
 
 
-def measure(dataset: str, hidden: tuple[int, ...], count: int, sequence: bool) -> dict[str, Any]:
+def measure(dataset: str, hidden: tuple[int, ...], count: int) -> dict[str, Any]:
     """Steps per second of evaluation and of the bare environment on one dataset's task."""
-    evaluator = Evaluator(task_of(hoard.load(dataset)))
-    policy = policy_of(evaluator.task, hidden, sequence)
+    task = task_of(hoard.load(dataset))
+    evaluator = Evaluator(task)
+    policy = bc.Actor(bc.Config(hidden=hidden), task.obs_dim, task.action_dim, torch.Generator().manual_seed(0))
     seeds = [fresh_seed(0, number) for number in range(count)]
     episodes: dict[int, list[np.ndarray]] = {}
 
@@ -71,12 +65,11 @@ def main() -> int:
     parser.add_argument("datasets", nargs="*", default=list(DATASETS), metavar="DATASET")
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 256])
     parser.add_argument("--episodes", type=int, default=50)
-    parser.add_argument("--sequence", action="store_true", help="Decision Transformer's policy instead, on ten steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print("| dataset | evaluation: steps/s | bare environment | share |\n|---|--:|--:|--:|")
     for dataset in args.datasets:
-        row = measure(dataset, tuple(args.hidden), args.episodes, args.sequence)
+        row = measure(dataset, tuple(args.hidden), args.episodes)
         share = row["evaluation"] / row["bare"]
         print(f"| `{dataset}` | {row['evaluation']:.0f} | {row['bare']:.0f} | {share:.2f} |", flush=True)
     return 0

@@ -73,12 +73,14 @@ def add_parsers(commands: Any) -> None:
 def _data_list(args: argparse.Namespace) -> int:
     from hoard import datasets
 
-    for dataset_id in datasets.known_ids():
+    ids = datasets.known_ids()
+    width = max(map(len, ids), default=0)
+    for dataset_id in ids:
         here = datasets.is_at_hand(dataset_id)
         if args.json:
             print(json.dumps({"id": dataset_id, "on_disk": here}))
         else:
-            print(f"{dataset_id:54} {'on disk' if here else ''}".rstrip())
+            print(f"{dataset_id:{width}}  {'on disk' if here else ''}".rstrip())
     return 0
 
 

@@ -65,8 +65,6 @@ def write_episodes(tuner: Tuner) -> Path | None:
                 continue
             config, rows = read_json(folder / CONFIG)["config"], pq.read_table(folder / EPISODES)
             for name, value in (("seed", config["seed"]), ("dataset", config["dataset"]), ("trial", trial.number)):
-                if name in rows.column_names:
-                    rows = rows.drop_columns(name)
                 rows = rows.add_column(0, name, pa.array([value] * len(rows)))
             parts.append(rows)
     if not parts:
