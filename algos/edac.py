@@ -27,7 +27,9 @@ from hoard.runners.nn import (
     ObsNormalizer,
     compiled,
     frozen_copy,
+    gradient,
     gradient_step,
+    leaf,
     linear,
     normal_like,
     polyak_update,
@@ -180,9 +182,9 @@ def diversity_loss(critic: Critic, obs: Tensor, action: Tensor) -> Tensor:
     Summed over ordered pairs and divided by N - 1, as the authors' code does.
     """
     n = len(critic.weights[0])
-    actions = action.expand(n, -1, -1).clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(critic(obs, actions).sum(), actions, create_graph=True)
-    direction = (gradient / (gradient.norm(dim=2, keepdim=True) + 1e-10)).transpose(0, 1)
+    actions = leaf(action.expand(n, -1, -1))
+    (slope,) = gradient(critic(obs, actions).sum(), [actions], create_graph=True)
+    direction = (slope / (slope.norm(dim=2, keepdim=True) + 1e-10)).transpose(0, 1)
     cosines = direction @ direction.transpose(1, 2)
     others = 1 - torch.eye(n, device=action.device, dtype=action.dtype)
     return (cosines * others).sum(dim=(1, 2)).mean() / (n - 1)

@@ -26,6 +26,7 @@ from hoard.runners.nn import (
     ObsNormalizer,
     compiled,
     frozen_copy,
+    gradient,
     gradient_step,
     linear,
     polyak_update,
@@ -161,7 +162,7 @@ def value_gradient(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The gradient of every parameter of V: that of (1 - lambda) V, the forward one, the projected backward one."""
     parameters = list(value.parameters())
-    of = lambda loss: torch.autograd.grad(loss, parameters, retain_graph=True)  # noqa: E731
+    of = lambda loss: gradient(loss, parameters)  # noqa: E731
     dual = cfg.residual_weight * conjugate(forward, cfg).mean()
     metrics = {"losses/value": dual.detach(), "values/v": v.detach().mean(), "values/residual": forward.detach().mean()}
     linear_term, ahead = of((1 - cfg.residual_weight) * v.mean()), of(dual)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from hoard.records.files import write_atomic
 from hoard.records.schema import SCHEMA_VERSION
@@ -18,11 +19,18 @@ def save(path: Path, state: dict[str, Any], prove: bool) -> None:
     """
 
     def write(scratch: Path) -> None:
-        torch.save(state | {"schema_version": SCHEMA_VERSION}, scratch)
+        torch.save(tree_map(_alone, state) | {"schema_version": SCHEMA_VERSION}, scratch)
         if prove:
             load(scratch)
 
     write_atomic(path, write)
+
+
+def _alone(value: Any) -> Any:
+    """A tensor that is a part of a larger one, as a pack's weights are, without the rest, which would be saved too."""
+    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.numel() * value.element_size():
+        return value.clone()
+    return value
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 from hoard.datasets import plugins
 from hoard.records.errors import BadInput
+from hoard.records.folder import PACKED
 
 
 class RunConfig(Protocol):
@@ -78,6 +79,19 @@ def check(cfg: Any) -> None:
             raise BadInput(str(error)) from error
 
 
+def packable(cfg: Any) -> bool:
+    """Whether seeds with these options can be packed: their updates draw nothing, as `compile` asks it too."""
+    if getattr(cfg, "compile", None) is not False:
+        return False
+    try:
+        traced = dataclasses.replace(cfg, compile=True)
+        if hasattr(traced, "check"):
+            traced.check()
+    except ValueError:
+        return False
+    return True
+
+
 def check_compiler(device: str) -> None:
     """Raise BadInput if torch.compile cannot work here: it needs PyTorch 2.11 and, on CPU, a C++ compiler."""
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
@@ -125,4 +139,4 @@ def departures(cfg: Any, config: dict[str, Any]) -> dict[str, Any]:
 
 def from_plain(config_type: type, values: Mapping[str, Any]) -> Any:
     """The Config behind JSON values: lists become tuples again."""
-    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != PACKED})

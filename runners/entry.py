@@ -30,8 +30,10 @@ from hoard.runners.options import Options, Parsed, build, parse
 from hoard.runners.progress import generation_bar
 from hoard.runners.run import Run, Stopped
 from hoard.runners.task import task_of
+from hoard.runners.together import run_together
 
 Train = Callable[[Any, Run], None]
+Begun = Callable[[Run], None]
 
 
 def main(
@@ -43,17 +45,24 @@ def main(
     """Run an algorithm file from its command line and exit; see the module's notes for the status."""
     algo_file = Path(inspect.getsourcefile(train) or "").resolve()
     source = algo_file.read_text()  # first of all: the file may be edited while the data is made
-    try:
-        parsed = parse(config_type, presets or {}, sys.argv[1:] if args is None else args, algo_file.name)
-        sys.exit(_to_status(parsed, train, algo_file, source))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+    given = sys.argv[1:] if args is None else args
+
+    def run_one(args: Sequence[str], begun: Begun | None = None) -> int:
+        try:
+            parsed = parse(config_type, presets or {}, args, algo_file.name)
+            if parsed.packed and begun is None:
+                raise BadInput("--packed is for the runs that `hoard bench --pack` starts together")
+            return _to_status(parsed, train, algo_file, source, begun)
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr)
+            return BAD_INPUT
+
+    sys.exit(run_together(Path(given[1]), run_one) if given[:1] == ["--pack"] else run_one(given))
 
 
-def _to_status(parsed: Parsed, train: Train, algo_file: Path, source: str) -> int:
+def _to_status(parsed: Parsed, train: Train, algo_file: Path, source: str, begun: Begun | None) -> int:
     try:
-        execute(parsed, train, algo_file, source)
+        execute(parsed, train, algo_file, source, begun)
     except Busy as error:
         print(f"busy: {error}", file=sys.stderr)
         return BUSY
@@ -83,8 +92,8 @@ def train_file(algo_file: Path, dataset: str, results: Path, preset: str | None,
     )
 
 
-def execute(parsed: Parsed, train: Train, algo_file: Path, source: str) -> Path:
-    """Make or continue the run that was asked for and return its folder.
+def execute(parsed: Parsed, train: Train, algo_file: Path, source: str, begun: Begun | None = None) -> Path:
+    """Make or continue the run that was asked for and return its folder; `begun` is told of the run before it trains.
 
     How it ended stands in its status.json and log. Raises BadInput, Busy, Stopped (a signal asked for it), or what went
     wrong in the training.
@@ -116,6 +125,8 @@ def execute(parsed: Parsed, train: Train, algo_file: Path, source: str) -> Path:
         run.stop_requested = True
 
     with run:
+        if begun:
+            begun(run)
         # Only the main thread may handle signals; elsewhere (a notebook's worker, say) they stay as they are.
         handled = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
         if handled and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored: nohup wants the run to go on

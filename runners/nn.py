@@ -18,6 +18,9 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hoard.runners import pack
+from hoard.runners.adam import optimizer_step
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -105,28 +108,61 @@ def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """Step the optimiser's parameters down their gradients of `loss`; no other parameter gets a gradient."""
     if torch.compiler.is_compiling():
         _traced_step(optimizer, _traced_gradients(optimizer, loss))
-        return
-    _gradients(optimizer, loss)
-    optimizer_step(optimizer)
+    elif stack := _stack():
+        stack.step(optimizer, stack.gradients(optimizer, loss))
+    else:
+        _gradients(optimizer, loss)
+        optimizer_step(optimizer)
 
 
 def clipped_gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> Tensor:
     """The same with the gradient's global norm clipped; returns the norm before that."""
     if torch.compiler.is_compiling():
-        gradients = _traced_gradients(optimizer, loss)
-        norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
-        share = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        _traced_step(optimizer, [g if g is None else g * share for g in gradients])
+        gradients, norm = _clipped(_traced_gradients(optimizer, loss), clip_norm)
+        _traced_step(optimizer, gradients)
+        return norm
+    if stack := _stack():
+        gradients, norm = _clipped(stack.gradients(optimizer, loss), clip_norm)
+        stack.step(optimizer, gradients)
         return norm
     norm = nn.utils.clip_grad_norm_(_gradients(optimizer, loss), clip_norm, foreach=True)
     optimizer_step(optimizer)
     return norm
 
 
+def _clipped(gradients: Sequence[Tensor | None], clip_norm: float) -> tuple[list[Tensor | None], Tensor]:
+    """The gradients, their global norm at most `clip_norm`, and the norm before that."""
+    norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+    share = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    return [g if g is None else g * share for g in gradients], norm
+
+
+def leaf(x: Tensor) -> Tensor:
+    """A copy of `x` by which `gradient` can be taken."""
+    if stack := _stack():
+        return stack.leaf(x)
+    return x.detach().clone().requires_grad_()
+
+
+def gradient(loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
+    """torch.autograd.grad of a scalar by parameters or leaves, in a pack for each seed. The graph is kept."""
+    if stack := _stack():
+        return stack.gradient(loss, tensors, create_graph)
+    return list(torch.autograd.grad(loss, tensors, create_graph=create_graph, retain_graph=True))
+
+
+def _stack() -> pack.Stack | None:
+    """The stacked update of a pack that calls, if one does."""
+    return None if torch.compiler.is_compiling() else pack.at_work()
+
+
 def step_along(optimizer: torch.optim.Optimizer, gradients: Iterable[Tensor]) -> None:
     """Step the optimiser's parameters down these gradients, one for each in their order."""
     if torch.compiler.is_compiling():
         _traced_step(optimizer, gradients)
+        return
+    if stack := _stack():
+        stack.step(optimizer, list(gradients))
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -152,45 +188,6 @@ def _gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> list[Tensor]:
     return parameters
 
 
-@torch.no_grad()
-def optimizer_step(optimizer: torch.optim.Optimizer) -> None:
-    """`optimizer.step()`, to the bit; a fused Adam that has stepped before is spared the checks of every step.
-
-    They take longer than the step of a small network.
-    """
-    if not all(_is_plain_fused_adam(optimizer, group) for group in optimizer.param_groups):
-        optimizer.step()
-        return
-    for group in optimizer.param_groups:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        states = [optimizer.state[parameter] for parameter in parameters]
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
-        (torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_)(
-            parameters,
-            [parameter.grad for parameter in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            steps,
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
-
-
-def _is_plain_fused_adam(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Whether this group's step is one call: no hooks, no variants, and a state from a step before."""
-    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    if hooked or not group.get("fused") or group["amsgrad"] or group["maximize"]:
-        return False
-    return all(parameter in optimizer.state for parameter in group["params"] if parameter.grad is not None)
-
-
 # --- the same under torch.compile ---
 
 
@@ -200,7 +197,11 @@ def compiled(update: Callable[P, R], optimizers: Iterable[torch.optim.Optimizer]
 
     Nothing random may be drawn in it: explicit generators cannot be traced. The optimisers must be Adam or AdamW. Their
     states are made before the first call, their step sizes become tensors, which `set_lr` fills.
+
+    In a pack, `update` is made for all seeds at once instead (`hoard.runners.pack`).
     """
+    if seed := pack.member():
+        return seed.stacked(update, list(optimizers))
     if not on:
         return update
     torch._dynamo.config.trace_autograd_ops = True
@@ -302,7 +303,12 @@ def cosine_lr(optimizer: torch.optim.Optimizer, lr: float, update: int, updates:
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move each parameter of `target` the share `tau` of the way to `source`'s; 1 copies it exactly."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    targets: list[Tensor] = list(target.parameters())
+    sources: list[Tensor] = list(source.parameters())
+    if stack := _stack():
+        stack.lerp(targets, sources, tau)
+    else:
+        torch._foreach_lerp_(targets, sources, tau)
 
 
 def frozen_copy(net: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from hoard.records.errors import BadInput
+from hoard.records.folder import PACKED
 from hoard.records.suggest import nearest
 from hoard.runners import guide
 from hoard.runners.config import check, departures, resolved
@@ -43,6 +44,7 @@ class Parsed:
     overrides: dict[str, Any]
     options: Options
     planned: str | None = None  # the run folder that the sweep which started this cell expects
+    packed: int = 0  # its updates are made as part of so many; 0 if alone
 
 
 def preset_of(presets: Mapping[str, Mapping[str, Any]], name: str | None, prog: str) -> Mapping[str, Any]:
@@ -63,7 +65,8 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
     args = [a.capitalize() if a in ("true", "false") and b in switches else a for a, b in zip(args, ["", *args])]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--planned")  # between sweep and cell, not for users: not in the help
-    planned, args = first.parse_known_args(args)
+    first.add_argument("--packed", type=int, default=0)
+    cell, args = first.parse_known_args(args)
     first.add_argument("--preset")
     preset = preset_of(presets, first.parse_known_args(args)[0].preset, prog)
     flat: Any = tyro.conf.OmitArgPrefixes
@@ -77,15 +80,18 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
         default=both(config_type(**preset), Options()),
         config=(tyro.conf.FlagConversionOff,),
     )
-    return understood(parsed.config, parsed.options, planned.planned)
+    return understood(parsed.config, parsed.options, cell.planned, cell.packed)
 
 
-def understood(cfg: Any, options: Options, planned: str | None = None) -> Parsed:
+def understood(cfg: Any, options: Options, planned: str | None = None, packed: int = 0) -> Parsed:
     """A Config with what follows from it. Raises BadInput for values that make no sense."""
     check(cfg)
     guide.parse(getattr(cfg, "guide", "none"))
     config = resolved(cfg)
-    return Parsed(cfg, config, departures(cfg, config), options, planned)
+    overrides = departures(cfg, config)
+    # Stacked updates round otherwise: such a run is another one than the same alone.
+    more = {PACKED: packed} if packed else {}
+    return Parsed(cfg, config | more, overrides | more, options, planned, packed)
 
 
 def build(

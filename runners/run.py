@@ -336,6 +336,12 @@ class Run:
         return self._phases[self.stage]["count"] if self.stage else self.update
 
     @property
+    def position(self) -> tuple[int, int]:
+        """How far the run is, in an order: its present stage, and what that has done."""
+        stages = [*self._phases, "", "online"]
+        return stages.index(self.stage), self.count
+
+    @property
     def _unit(self) -> str:
         return {"": "update", "online": "environment step"}.get(self.stage, f"{self.stage} update")
 

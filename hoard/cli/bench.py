@@ -43,6 +43,13 @@ def add_parsers(commands: Any) -> None:
         "--gpus", metavar="LIST", help="deal these out to the cells: 0,1 or their UUIDs; one to each cell"
     )
     bench.add_argument("--per-gpu", type=int, metavar="N", help="cells at a time on each of them (default: 1)")
+    bench.add_argument(
+        "--pack",
+        type=int,
+        default=1,
+        metavar="K",
+        help="up to K seeds of a method in one process, their updates as one (1)",
+    )
     bench.add_argument("--mirror", metavar="URL", help="copy finished runs to and from there: s3://bucket/results")
     bench.add_argument("--cold", action="store_true", help="start each cell as a fresh process that imports anew")
     bench.add_argument("--dry-run", action="store_true", help="as `hoard plan`: say what would be done, start nothing")
@@ -129,7 +136,7 @@ def _plan(args: argparse.Namespace) -> int:
     from hoard.runners.sweep.forecast import forecast
 
     suite, jobs = _asked_for(args)
-    told = forecast(suite, args.results, jobs)
+    told = forecast(suite, args.results, jobs, getattr(args, "pack", 1))
     print(json.dumps(told.as_json(), sort_keys=True) if args.json else told.as_text())
     return OK
 
@@ -168,7 +175,7 @@ def _bench(args: argparse.Namespace) -> int:
     command = shlex.join(["hoard", *sys.argv[1:]])
     mirror = Mirror(args.mirror, args.results) if args.mirror else None
     with at_end:
-        sweep = Sweep(suite, args.results, jobs, command, launcher, limits, gpus, args.per_gpu or 1, mirror)
+        sweep = Sweep(suite, args.results, jobs, command, launcher, limits, gpus, args.per_gpu or 1, mirror, args.pack)
         status = sweep.run()
     if any(job.status == "finished" for job in sweep.work):
         status = show(args.results / suite.name) or status
@@ -181,7 +188,12 @@ def _check_engine(args: argparse.Namespace) -> None:
         raise BadInput("--slurm goes with --engine slurm")
     if args.engine == "local":
         return
-    for option, given in (("--gpus", args.gpus), ("--per-gpu", args.per_gpu), ("--cold", args.cold)):
+    for option, given in (
+        ("--gpus", args.gpus),
+        ("--per-gpu", args.per_gpu),
+        ("--cold", args.cold),
+        ("--pack", args.pack > 1),
+    ):
         if given:
             raise BadInput(f"{option} is for this machine, not for --engine {args.engine}")
     if args.dry_run and args.jobs is None:

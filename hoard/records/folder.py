@@ -10,6 +10,7 @@ from hoard.records.files import read_json
 EPISODES, METRICS = "episodes.parquet", "metrics.parquet"
 EVALUATIONS = "evaluations.parquet"  # when each evaluation came; the same run again has other times
 CONFIG, PROVENANCE, STATUS, LOG = "config.json", "provenance.json", "status.json", "log.txt"
+PACKED = "packed"  # among the options in config.json: of how many seeds the updates were made as one
 CHECKPOINT = "checkpoint.pt"  # what an unfinished run resumes from
 POLICY, POLICY_SPEC = "policy.safetensors", "policy.json"  # the trained policy: weights, and how to build it
 ALGORITHM = "algorithm.py"  # the algorithm file as it was

@@ -22,7 +22,7 @@ from typing import Any
 
 from hoard import datasets
 from hoard.records.files import read_json
-from hoard.records.folder import CONFIG, PROVENANCE, status_of
+from hoard.records.folder import CONFIG, PACKED, PROVENANCE, status_of
 from hoard.runners import provenance
 from hoard.runners.address import NEUTRAL
 from hoard.runners.sweep import prepare
@@ -40,7 +40,7 @@ def work_of(config: dict[str, Any]) -> int:
 
 def _key(algo: str, config: dict[str, Any], basis: str) -> str:
     if basis == "other settings":
-        config = {}
+        config = {name: config[name] for name in (PACKED,) if name in config}
     without = ("seed", *NEUTRAL, *(_LENGTHS if basis == "scaled" else ()))
     relevant = {name: value for name, value in config.items() if name not in without}
     return json.dumps([basis, algo, relevant], sort_keys=True)
@@ -155,10 +155,10 @@ class Forecast:
         return "\n".join(lines)
 
 
-def forecast(suite: Suite, results: Path, jobs: int) -> Forecast:
+def forecast(suite: Suite, results: Path, jobs: int, pack: int = 1) -> Forecast:
     """Look ahead without making, fetching or starting anything, and without writing a file. Raises BadInput."""
     work = prepare.jobs_of(suite, results / suite.name)
-    configs = prepare.ask_the_files(suite, work)
+    configs = prepare.ask_the_files(suite, work, pack)
     absent = []
     for dataset_id in suite.datasets:
         wanted = [job for job in work if job.cell.dataset == dataset_id and job.status == "pending"]
@@ -190,6 +190,8 @@ def forecast(suite: Suite, results: Path, jobs: int) -> Forecast:
             status = status_of(results / job.run)
             done = status.get("update", 0) + status.get("env_step", 0)
             seconds *= 1 - min(done / max(work_of(configs[place]), 1), 1)
+        if seconds is not None and job.packed:  # a run's time is that of its company, here supposed to be as large
+            seconds /= pack
         estimates[number] = (seconds, basis)
     return Forecast(suite, results, jobs, work, estimates, absent)
 

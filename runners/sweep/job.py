@@ -80,6 +80,8 @@ class Job:
     error: str | None = None
     process: Process | None = None
     identity: dict[str, Any] | None = None  # of the process, for a later sweep to find it
+    packed: int = 0  # seeds whose updates are made as one, in one process; 0 if it has its own
+    company: int = 1  # runs that share its process now
     gpu: str | None = None  # those it may see, where the sweep deals them out: "0", "2,3" or ""
     attempts: int = 0  # starts in this sweep
     started: float = 0.0  # time.time() of its launch
@@ -95,8 +97,12 @@ class Job:
 
     def command(self, results: Path) -> list[str]:
         """The command line of the run that the cell is, in this results folder."""
-        place = ["--results", str(results), "--planned", str(self.run)]
-        return [sys.executable, str(self.algo_file), *self.cell.args, *place]
+        return [sys.executable, str(self.algo_file), *self.args(results)]
+
+    def args(self, results: Path) -> list[str]:
+        """The options of that command."""
+        packed = ["--packed", str(self.packed)] if self.packed else []
+        return [*self.cell.args, "--results", str(results), "--planned", str(self.run), *packed]
 
     def note_launch(self) -> None:
         """Remember what is so just before a launch: the time, the end of the log, how much the kernel has ended."""

@@ -79,15 +79,15 @@ class Limits:
         """The limits of a cell with these resources: their memory holds where the sweep sets no limit."""
         return replace(self, memory=resources.memory) if self.memory is None else self
 
-    def passed(self, started: float, pid: int) -> tuple[str, str] | None:
-        """Kind and words of a limit that a process of this machine, started then, is over."""
+    def passed(self, started: float, pid: int, cells: int = 1) -> tuple[str, str] | None:
+        """Kind and words of a limit that a process of this machine, started then for so many cells, is over."""
         if self.seconds is not None and time.time() - started > self.seconds:
             return (
                 "time limit",
                 f"still at work after the time limit of {self.seconds:g} s; with a longer one it goes on from its "
                 "checkpoint",
             )
-        if self.memory is not None and (taken := local.resident(pid)) > self.memory:
+        if self.memory is not None and (taken := local.resident(pid) // cells) > self.memory:
             return "memory limit", f"{as_size(taken)} resident, over the memory limit of {as_size(self.memory)}"
         return None
 

@@ -1,11 +1,11 @@
 """Ask algorithm files what they make of a cell's options, without starting any run.
 
 `python -m hoard.runners.sweep.plan` reads lines of {"file": path, "cells": [{"args": [...], "options": [...]}]} and
-answers each with a line: for each cell {"config": {...}, "overrides": {...}} or {"error": text}, or, for a file that
-cannot be used at all, {"unusable": text}. To {"file": path, "search": true} the answer is [{"space": {...}}]. This
-happens in a process of its own, so that the sweep needs no torch and a file that crashes the interpreter costs its own
-cells only. The sweep asks once for all seeds of a method on a dataset: its command line is the same but for the seed,
-which it puts into the answer itself.
+answers each with a line: for each cell {"config": {...}, "overrides": {...}, "packable": bool} or {"error": text}, or,
+for a file that cannot be used at all, {"unusable": text}. To {"file": path, "search": true} the answer is
+[{"space": {...}}]. This happens in a process of its own, so that the sweep needs no torch and a file that crashes the
+interpreter costs its own cells only. The sweep asks once for all seeds of a method on a dataset: its command line is
+the same but for the seed, which it puts into the answer itself.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Unusable(Exception):
 
 def answer(module: Any, name: str, args: list[str], options: list[str]) -> dict[str, Any]:
     """What an algorithm file called `name` makes of a cell's command line, `options` being those the suite gives."""
+    from hoard.runners.config import packable
     from hoard.runners.options import parse
 
     fields = [*(field.name for field in dataclasses.fields(module.Config)), "preset"]
@@ -51,7 +52,7 @@ def answer(module: Any, name: str, args: list[str], options: list[str]) -> dict[
     given = ["--dataset", parsed.cfg.dataset, "--seed", str(parsed.cfg.seed)]
     if args[: len(given)] != given:
         return {"error": f"its options change the cell's own dataset or seed: {' '.join(args)}"}
-    return {"config": parsed.config, "overrides": parsed.overrides}
+    return {"config": parsed.config, "overrides": parsed.overrides, "packable": packable(parsed.cfg)}
 
 
 def space_of(module: Any, name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hoard import datasets
 from hoard.records.errors import BadInput
-from hoard.records.folder import status_of
+from hoard.records.folder import PACKED, status_of
 from hoard.records.names import log_name
 from hoard.runners import algorithms
 from hoard.runners.address import address
@@ -34,8 +34,10 @@ def jobs_of(suite: Suite, folder: Path) -> list[Job]:
     return [Job(c, find(c.algo), logs / log_name(c.method, c.dataset, c.seed)) for c in suite.cells()]
 
 
-def ask_the_files(suite: Suite, work: list[Job]) -> Configs:
+def ask_the_files(suite: Suite, work: list[Job], pack: int = 1) -> Configs:
     """The resolved options of each method on each dataset, as its algorithm file understands them.
+
+    Jobs whose seeds can be made in one process, `pack` of them, are marked so.
 
     Raises BadInput, naming suite, method and option, for what is refused. A file that cannot be imported fails all its
     cells.
@@ -62,8 +64,12 @@ def ask_the_files(suite: Suite, work: list[Job]) -> Configs:
                     refused[method] = f"{place}method {method} ({file.name}): {answer['error']}"
                 else:
                     configs[method, dataset_id] = answer["config"]
+                    if pack > 1 and answer["packable"]:
+                        for told in ("config", "overrides"):
+                            answer[told][PACKED] = pack
             for job in jobs:
                 job.overrides = answers[job.cell.method, job.cell.dataset].get("overrides", {})
+                job.packed = job.overrides.get(PACKED, 0)
     finally:
         planner.close()
     if refused:

@@ -30,7 +30,7 @@ from hoard.records.files import writable
 from hoard.records.folder import status_of
 from hoard.records.locks import is_locked, lock_folder
 from hoard.runners.progress import generation_bar
-from hoard.runners.sweep import local, prepare, view
+from hoard.runners.sweep import local, packs, prepare, view
 from hoard.runners.sweep.gpus import Gpus
 from hoard.runners.sweep.job import Job, Launcher, Process, Start, end_all, how_it_ended, start_here, tail
 from hoard.runners.sweep.limits import GRACE, TRANSIENT, Limits
@@ -63,9 +63,12 @@ class Sweep:
         gpus: Sequence[str] = (),
         per_gpu: int = 1,
         mirror: Mirror | None = None,
+        pack: int = 1,
     ) -> None:
         if jobs < 1:
             raise BadInput(f"--jobs {jobs}: must be at least 1")
+        if pack < 1:
+            raise BadInput(f"--pack {pack}: must be at least 1")
         self.suite, self.results, self.jobs = suite, results, jobs
         self.folder = results / suite.name
         self.launch = launcher or start_here
@@ -73,6 +76,7 @@ class Sweep:
         self.limits = limits or Limits()
         self._gpus = Gpus(gpus, per_gpu)
         self._mirror = mirror
+        self._pack = pack
         self.console = Console()
         self.work = prepare.jobs_of(suite, self.folder)
         self._refuse_what_nobody_has()
@@ -116,7 +120,7 @@ class Sweep:
         Raises BadInput, before anything is made or fetched, if an algorithm file does not take a cell's options, and
         if two cells would be one run.
         """
-        configs = prepare.ask_the_files(self.suite, self.work)
+        configs = prepare.ask_the_files(self.suite, self.work, self._pack)
         self._get_data()
         prepare.find_runs(self.work, configs, self.results)
         if self._mirror:
@@ -257,6 +261,8 @@ class Sweep:
             self._running.append(job)
         if self._running:
             self.console.print(f"{len(self._running)} cells of an earlier sweep still run: adopted", highlight=False)
+        at_work = {job.process.pid for job in self._running if job.process}
+        unwanted = [process for process in unwanted if process.pid is None or process.pid not in at_work]  # of a pack
         if unwanted:
             self.console.print(f"{len(unwanted)} cells of an earlier sweep are not wanted now: ended", highlight=False)
             end_all(unwanted, GRACE)
@@ -270,7 +276,7 @@ class Sweep:
                 while self._later and self._later[0][0] <= time.time():
                     self._todo.append(heapq.heappop(self._later)[2])
                 while job := self._next():
-                    self._start(job)
+                    self._start([job, *self._company(job)])
                 ended = self._collect()
                 self._hold_limits()
                 if live:
@@ -287,7 +293,8 @@ class Sweep:
 
         None if there is none, or no room for it: smaller ones do not overtake, else a large one might wait to the end.
         """
-        free = self.jobs - sum(map(self._places, self._running))
+        processes = {id(job) if job.process is None else job.process.pid or id(job): job for job in self._running}
+        free = self.jobs - sum(map(self._places, processes.values()))
         if free < 1:
             return None
         for job in self._todo:
@@ -300,17 +307,45 @@ class Sweep:
             return job
         return None
 
-    def _start(self, job: Job) -> None:
-        job.note_launch()
-        job.attempts += 1
-        job.over = job.kill_at = job.failure = job.error = None
-        job.gpu = self._take_gpus(job)
-        env = {} if job.gpu is None else {"CUDA_VISIBLE_DEVICES": job.gpu}
-        asked = job.cell.resources
-        job.process = self.launch(Start(job.command(self.results), job.log, env, asked, self.limits.of(asked)))
+    def _company(self, job: Job) -> list[Job]:
+        """Take further seeds of a packed job, to share its process."""
+        alike = [
+            other
+            for other in self._todo
+            if job.packed
+            and (other.cell.method, other.cell.dataset) == (job.cell.method, job.cell.dataset)
+            and not is_locked(self.results / str(other.run))
+        ][: self._pack - 1]
+        for other in alike:
+            self._todo.remove(other)
+        return alike
+
+    def _start(self, jobs: list[Job]) -> None:
+        """Start a job, or several packed ones in one process."""
+        for job in jobs:
+            job.note_launch()
+            job.attempts += 1
+            job.over = job.kill_at = job.failure = job.error = None
+            job.company = len(jobs)
+        first = jobs[0]
+        first.gpu = self._take_gpus(first)
+        env = {} if first.gpu is None else {"CUDA_VISIBLE_DEVICES": first.gpu}
+        asked = first.cell.resources
+        limits = self.limits.of(asked)
+        processes: Sequence[Process]
+        if first.packed:
+            processes = packs.start(self.launch, jobs, self.results, env, limits)
+        else:
+            processes = [self.launch(Start(first.command(self.results), first.log, env, asked, limits))]
         if (note := getattr(self.launch, "note", None)) and not self._noted:
             self._noted = True
             self.console.print(f"note: each cell starts as a fresh process, since {note}", style="yellow", markup=False)
+        for job, process in zip(jobs, processes, strict=True):
+            job.process = process
+            self._started(job)
+
+    def _started(self, job: Job) -> None:
+        assert job.process
         self._running.append(job)
         self._set(job, "running")
         if isinstance(job.process, RemoteProcess):
@@ -328,6 +363,16 @@ class Sweep:
         self._gpus.take(names, job.cell.resources)
         return ",".join(names)
 
+    def _give_back(self, job: Job) -> None:
+        """Free the accelerators of a cell that has ended, or leave them to others in its process."""
+        assert job.process
+        pid = job.process.pid
+        left = [other for other in self._running if job.packed and other.process and other.process.pid == pid]
+        if left and job.gpu:
+            left[0].gpu = job.gpu
+        elif job.gpu:
+            self._gpus.take(job.gpu.split(","), job.cell.resources, back=True)
+
     def _collect(self) -> bool:
         """Settle the cells that have ended; whether there were any."""
         ended = False
@@ -337,7 +382,7 @@ class Sweep:
                 continue
             ended = True
             self._running.remove(job)
-            self._gpus.take(job.gpu.split(",") if job.gpu else [], job.cell.resources, back=True)
+            self._give_back(job)
             if isinstance(job.process, RemoteProcess):
                 job.over = job.over or job.process.ending
             if code == BUSY:  # another suite was quicker: come back later
@@ -414,7 +459,8 @@ class Sweep:
                     job.process.kill()
                     job.kill_at = None
                 continue
-            job.over = self.limits.of(job.cell.resources).passed(job.started, job.process.pid)
+            limits = self.limits.of(job.cell.resources)
+            job.over = limits.passed(job.started, job.process.pid, job.company)
             if job.over and job.over[0] == "time limit":
                 job.kill_at = now + GRACE
                 job.process.terminate()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import os
@@ -15,22 +14,14 @@ from typing import Any
 import pytest
 import torch
 from helpers import small
-from online_toys import OnlineRun
 from resume import assert_same_run, dying_at, kill, only_run
+from short_runs import ALGORITHMS, OTHERWISE, assert_equal_runs, trained
 from torch._inductor import config as inductor
-from toys import flat_dataset
 
 from hoard.records.errors import BadInput
 from hoard.records.files import read_json
-from hoard.runners.algorithms import available
 from hoard.runners.config import check
 from hoard.runners.nn import clipped_gradient_step, compiled, gradient_step, set_lr
-
-ALGORITHMS = [
-    name
-    for name in available()
-    if "compile" in {field.name for field in dataclasses.fields(importlib.import_module(f"hoard.algos.{name}").Config)}
-]
 
 
 def compiler_missing() -> bool:
@@ -44,24 +35,6 @@ def compiler_missing() -> bool:
 needs_compiler = pytest.mark.skipif(compiler_missing(), reason="needs a C++ compiler")
 
 
-# What stands beside 200 updates of small networks; None where a file has no such option.
-SEQUENCE = {"hidden": None, "width": 8, "context": 3, "dropout": 0.1, "warmup": 50}
-ONLINE = {"updates": 0, "online_steps": 230, "start_steps": 30}
-OTHERWISE: dict[str, dict[str, Any]] = {
-    "iql": {"reward_mode": "none"},
-    "odice": {"reward_mode": "none"},
-    "rebrac": {"lr": 5e-4},
-    "cql": {"actor_lr": 1e-3},
-    "edac": {"critics": 4},
-    "sac": ONLINE,
-    "rlpd": ONLINE | {"critics": 4, "updates_per_step": 2},
-    "moorl": ONLINE | {"inner_steps": 2},
-    "decision_transformer": SEQUENCE,
-    "decision_mamba": SEQUENCE | {"blocks": 1, "teacher_every": 40},
-    "drbc": {"updates": 100, "online_steps": 130, "warmup_steps": 80},
-}
-
-
 def some_fast(*fast: str) -> list[Any]:
     """All algorithms for a test that takes half a minute, but these few, in the slow tests."""
     return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
@@ -71,33 +44,6 @@ def some_fast(*fast: str) -> list[Any]:
 def quick_backend(monkeypatch):
     """Graphs as they are traced, not turned into machine code, which takes most of the time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-
-
-def trained(name: str, on: bool) -> OnlineRun:
-    """A run of 200 updates."""
-    module = importlib.import_module(f"hoard.algos.{name}")
-    options = {"updates": 200, "hidden": (16, 16), "batch_size": 32, "lr": 1e-3, "compile": on} | OTHERWISE.get(
-        name, {}
-    )
-    options = {option: value for option, value in options.items() if value is not None}
-    run = OnlineRun(flat_dataset(n=80, seed=3, lengths=[30, 50]), seed=1, remember_start=True)
-    module.train(module.Config(**options), run)
-    return run
-
-
-def assert_equal_runs(eager: OnlineRun, graph: OnlineRun) -> None:
-    """Networks and metrics within rounding; the policy has moved far beyond that."""
-    networks = [key for key, thing in eager.objects.items() if isinstance(thing, torch.nn.Module)]
-    for key in networks:
-        for a, b in zip(eager.objects[key].parameters(), graph.objects[key].parameters()):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=key)
-    actor = next(key for key in networks if key.endswith("actor"))
-    moved = zip(graph.start[actor].parameters(), graph.objects[actor].parameters())
-    assert max((a - b).abs().max().item() for a, b in moved) > 0.01
-    assert len(eager.logged) == len(graph.logged)
-    for a, b in zip(eager.logged, graph.logged):
-        assert list(a) == list(b)
-        assert all(torch.isclose(a[key], b[key], rtol=1e-3, atol=1e-4) for key in a)
 
 
 def test_some_algorithms_have_it():
