@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from hoard.records.files import write_atomic
 from hoard.records.schema import SCHEMA_VERSION
+from hoard.runners import pack
 
 
 def save(path: Path, state: dict[str, Any], prove: bool) -> None:
@@ -19,18 +20,24 @@ def save(path: Path, state: dict[str, Any], prove: bool) -> None:
     """
 
     def write(scratch: Path) -> None:
-        torch.save(tree_map(_alone, state) | {"schema_version": SCHEMA_VERSION}, scratch)
+        torch.save(state | {"schema_version": SCHEMA_VERSION}, scratch)
         if prove:
             load(scratch)
 
     write_atomic(path, write)
 
 
+def state_of(thing: Any) -> Any:
+    """`thing.state_dict()`, without the other seeds' weights that share storage with it in a pack."""
+    state = thing.state_dict()
+    return state if pack.member() is None else tree_map(_alone, state)
+
+
 def _alone(value: Any) -> Any:
     """A tensor that is a part of a larger one, as a pack's weights are, without the rest, which would be saved too."""
-    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.numel() * value.element_size():
-        return value.clone()
-    return value
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return value
+    return value.clone() if value.untyped_storage().nbytes() > value.numel() * value.element_size() else value
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def main(
             print(f"error: {error}", file=sys.stderr)
             return BAD_INPUT
 
-    sys.exit(run_together(Path(given[1]), run_one) if given[:1] == ["--pack"] else run_one(given))
+    together = len(given) == 2 and given[0] == "--pack"  # what the sweep calls; not an option of the files
+    sys.exit(run_together(Path(given[1]), run_one) if together else run_one(given))
 
 
 def _to_status(parsed: Parsed, train: Train, algo_file: Path, source: str, begun: Begun | None) -> int:

@@ -431,7 +431,7 @@ class Run:
             "env_step": self.env_step,
             "phases": self._phases,
             "training_env": self._training_env.state_dict() if self._training_env is not None else None,
-            "objects": {name: thing.state_dict() for name, thing in self._registered.items()},
+            "objects": {name: checkpoint.state_of(thing) for name, thing in self._registered.items()},
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,

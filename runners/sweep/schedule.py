@@ -309,11 +309,12 @@ class Sweep:
 
     def _company(self, job: Job) -> list[Job]:
         """Take further seeds of a packed job, to share its process."""
+        if not job.packed:
+            return []
         alike = [
             other
             for other in self._todo
-            if job.packed
-            and (other.cell.method, other.cell.dataset) == (job.cell.method, job.cell.dataset)
+            if (other.cell.method, other.cell.dataset) == (job.cell.method, job.cell.dataset)
             and not is_locked(self.results / str(other.run))
         ][: self._pack - 1]
         for other in alike:
@@ -341,17 +342,16 @@ class Sweep:
             self._noted = True
             self.console.print(f"note: each cell starts as a fresh process, since {note}", style="yellow", markup=False)
         for job, process in zip(jobs, processes, strict=True):
-            job.process = process
-            self._started(job)
+            self._started(job, process)
 
-    def _started(self, job: Job) -> None:
-        assert job.process
+    def _started(self, job: Job, process: Process) -> None:
+        job.process = process
         self._running.append(job)
         self._set(job, "running")
-        if isinstance(job.process, RemoteProcess):
-            known = job.process.identity
+        if isinstance(process, RemoteProcess):
+            known = process.identity
         else:
-            known = local.identity(job.process.pid) if job.process.pid else None
+            known = local.identity(process.pid) if process.pid else None
         job.identity = known and known | {"started": job.started, "log_start": job.log_start, "gpu": job.gpu}
         self.record.change("started", job, self.work)
 

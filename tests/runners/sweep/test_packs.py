@@ -94,6 +94,11 @@ def test_killed_and_resumed_ends_with_the_same_bits(number, suite_file, tmp_path
     os.kill(states[0]["pid"] if number == signal.SIGKILL else sweep.pid, number)
     assert sweep.wait(timeout=60) in ((1,) if number == signal.SIGKILL else (130, 143))
     kept = {seed: folder / "checkpoint.pt" for seed, folder in runs_of(broken).items()}
+    for file in kept.values():  # each holds its own seed's weights, not the pack's
+        actor = torch.load(file, weights_only=True)["objects"]["networks.actor"]
+        assert all(
+            weight.untyped_storage().nbytes() == weight.numel() * weight.element_size() for weight in actor.values()
+        )
     if number == signal.SIGTERM:
         assert {read_json(file.parent / "status.json")["status"] for file in kept.values()} == {"interrupted"}
     else:
@@ -141,6 +146,10 @@ def test_alone_it_is_refused(run_file, tiny):
     done = run_file("bc", "--dataset", tiny, "--packed", "2")
     assert done.returncode == 2
     assert "hoard bench --pack" in done.stderr
+
+
+def test_without_its_file_it_is_refused(run_file):
+    assert run_file("bc", "--pack").returncode == 2
 
 
 def test_the_plan_counts_a_packs_time_once(suite_file, tmp_path, capsys):
