@@ -259,6 +259,9 @@ class Sweep:
             self._set(job, "running")
             self._todo.remove(job)
             self._running.append(job)
+        sharing = Counter(job.process.pid for job in self._running if job.packed and job.process)
+        for job in self._running:
+            job.company = sharing.get(job.process.pid, 1) if job.process else 1
         if self._running:
             self.console.print(f"{len(self._running)} cells of an earlier sweep still run: adopted", highlight=False)
         at_work = {job.process.pid for job in self._running if job.process}

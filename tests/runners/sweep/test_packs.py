@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from hoard.cli import main
 from hoard.records.files import read_json
+from hoard.runners.sweep.local import resident
 
 SUITE = SMALL_SUITE.replace(
     "[method.bc]", '[method.td3_bc]\n[method.noisy]\nalgo = "bc"\noptions = { dropout = 0.1 }\n'
@@ -78,7 +79,7 @@ def test_packed_seeds_are_the_same_runs_within_rounding(suite_file, tmp_path, ca
     assert hoard(["evaluate", str(ours[0]), "--episodes", "1"]) == 0  # its options are read without `packed`
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_and_resumed_ends_with_the_same_bits(number, suite_file, tmp_path):
     """Also where the checkpoints of the seeds were not of the same update."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"
@@ -89,7 +90,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(number, suite_file, tmp_path
     sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline, states = time.monotonic() + 120, []
     while time.monotonic() < deadline and not any(state.get("update", 0) >= 100 for state in states):
-        states = [json.loads(file.read_text()) for file in broken.glob("runs/*/*/*/status.json")]
+        states = states_of(broken)
         time.sleep(0.01)
     os.kill(states[0]["pid"] if number == signal.SIGKILL else sweep.pid, number)
     assert sweep.wait(timeout=60) in ((1,) if number == signal.SIGKILL else (130, 143))
@@ -111,6 +112,30 @@ def test_killed_and_resumed_ends_with_the_same_bits(number, suite_file, tmp_path
         assert rows[0].equals(rows[1])
         weights = [load_file(place / "policy.safetensors") for place in (folder, again)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_pack_that_outlives_its_sweep_is_adopted_whole(suite_file, tmp_path, capsys):
+    """And its memory limit is still that of each seed."""
+    results = tmp_path / "results"
+    options = ["bench", str(suite_file), "--results", str(results), "--algos", "td3_bc", "--pack", "3"]
+    options += ["--set", "updates=4000", "eval_every=2000"]
+    sweep = subprocess.Popen([sys.executable, "-m", "hoard.cli", *options], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(runs_of(results)) < 3:
+        time.sleep(0.05)
+    while time.monotonic() < deadline and not any("update" in state for state in states_of(results)):
+        time.sleep(0.05)
+    sweep.kill()
+    sweep.wait()
+    (pid,) = {state["pid"] for state in states_of(results)}
+    limit = resident(pid) * 2 // 3  # of each of three: twice what they take, which one alone would pass
+    assert hoard([*options, "--memory-limit", f"{limit >> 20}M"]) == 0
+    assert "3 cells of an earlier sweep still run: adopted" in capsys.readouterr().out
+    assert {state["pid"] for state in states_of(results)} == {pid}
+
+
+def states_of(results: Path) -> list[dict]:
+    return [json.loads(file.read_text()) for file in results.glob("runs/*/*/*/status.json")]
 
 
 def test_a_seed_that_fails_costs_no_other(suite_file, tmp_path, capsys):
