@@ -97,6 +97,7 @@ def test_steps_in_a_graph_are_the_optimizers(variant):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     args = [*small(tiny, updates=20_000, checkpoint_every=500, eval_every=10_000), "--compile", "true"]
@@ -160,6 +161,7 @@ print(compiled(update, [optimizer], True)(torch.ones(4, 3)).tolist())
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_half_written_file_of_a_killed_compilation_does_no_harm(tmp_path):
     """Half a library that was finished before, and an empty one that its compiler was about to write."""

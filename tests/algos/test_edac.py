@@ -125,9 +125,9 @@ def test_the_kept_policy_is_the_one_that_was_scored(tiny, run_file, tmp_path, pr
 
 
 def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
-    args = small(tiny, updates=1500, checkpoint_every=200, eval_every=500)
+    args = small(tiny, updates=500, checkpoint_every=60, eval_every=250)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run_file("edac", *args, results=straight).returncode == 0
-    kill("edac", args, broken, update=500)
+    kill("edac", args, broken, update=150)
     assert "resuming after" in run_file("edac", *args, results=broken).stdout
     assert_same_run(straight, broken)

@@ -150,9 +150,9 @@ def test_the_kept_policy_is_the_one_that_was_scored(tiny, run_file, tmp_path, pr
 
 
 def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
-    args = small(tiny, updates=60, online_steps=700, checkpoint_every=100, eval_every=200)
+    args = small(tiny, updates=60, online_steps=420, checkpoint_every=60, eval_every=200)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run_file("fql", *args, results=straight).returncode == 0
-    kill("fql", args, broken, env_step=300)
+    kill("fql", args, broken, env_step=210)
     assert "resuming after" in run_file("fql", *args, results=broken).stdout
     assert_same_run(straight, broken)

@@ -115,9 +115,9 @@ def test_the_kept_policy_is_the_one_that_was_scored(tiny, run_file, tmp_path):
 
 def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     """Checkpoints fall between two steps of the policy: the delay goes on where it stood."""
-    args = small(tiny, updates=2400, checkpoint_every=401, eval_every=800)
+    args = small(tiny, updates=1200, checkpoint_every=101, eval_every=400)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run_file("td3_bc", *args, results=straight).returncode == 0
-    kill("td3_bc", args, broken, update=700)
+    kill("td3_bc", args, broken, update=250)
     assert "resuming after update" in run_file("td3_bc", *args, results=broken).stdout
     assert_same_run(straight, broken)

@@ -24,6 +24,7 @@ def test_a_run_trains_on_what_was_asked_for(tiny, run_file, tmp_path, algo):
     assert len(seen) == len(asked)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed_with_weights_and_blending(tiny, run_file, tmp_path):
     data = "weight=return:0.2,hubl=rank:0.3"
     args = small(tiny, data=data, updates=3000, checkpoint_every=500, eval_every=1000)

@@ -204,6 +204,7 @@ def test_a_cell_that_is_killed_once_goes_on_from_its_checkpoint(forks, suite_fil
 # --- limits ---
 
 
+@pytest.mark.slow
 def test_cells_over_a_limit_are_ended_and_named(forks, suite_file, tmp_path, monkeypatch):
     """One that hangs and hears nothing, one that is slow and leaves a checkpoint, one that leaks; one finishes."""
     monkeypatch.setattr(schedule, "GRACE", 2.0)
@@ -364,6 +365,7 @@ def test_orphans_that_nobody_wants_any_more_are_ended(forks, suite_file, tmp_pat
     assert sorted(cell["status"] for cell in cells.read(results / "small")["cells"]) == sorted(states)
 
 
+@pytest.mark.slow
 def test_an_adopted_cell_that_is_killed_is_started_again(forks, suite_file, tmp_path, monkeypatch):
     forks(slow=SLOW)
     results = tmp_path / "results"

@@ -64,7 +64,7 @@ def test_a_lost_terminal_ends_a_run_and_a_sweep_as_ctrl_c_does(suite_file, tmp_p
     assert list(results.glob("runs/*/*/*/checkpoint.pt"))
 
 
-@pytest.mark.parametrize("kind", ["run", "sweep"])
+@pytest.mark.parametrize("kind", ["run", pytest.param("sweep", marks=pytest.mark.slow)])
 def test_under_nohup_a_lost_terminal_is_nothing(suite_file, tmp_path, kind):
     results = tmp_path / "results"
     process = hang_up(commands(kind, suite_file, results), results, ignored=True)
@@ -117,6 +117,7 @@ def test_a_cell_on_a_full_disk_ends_the_sweep(failing, capsys):
     assert "the sweep cannot go on: [Errno 28] No space left on device" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_failure_beside_a_full_disk_ends_the_sweep(failing, monkeypatch):
     usage = namedtuple("usage", "total used free")
     for free, expected in ((1000, ["failed", "pending"]), (1 << 30, ["failed", "failed"])):

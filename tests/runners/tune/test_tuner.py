@@ -115,6 +115,7 @@ def other(tiny):
     return "test/other-v0"
 
 
+@pytest.mark.slow
 def test_two_datasets_count_alike_and_the_default_settings_may_win(tiny, other, tmp_path, capsys):
     results = tmp_path / "results"
     seeds = ["--seeds", "2", "--test-seeds", "1"]
@@ -156,7 +157,7 @@ def long(dataset: str, results: Path) -> list[str]:
     return ["tune", "bc", dataset, *given, "--results", str(results), "--set", *options]
 
 
-@pytest.mark.parametrize("how", ["tree", "alone", pytest.param("ctrl-c", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["tree", *(pytest.param(how, marks=pytest.mark.slow) for how in ("alone", "ctrl-c"))])
 def test_a_study_killed_in_mid_trial_ends_as_if_it_had_not_been(straight, tiny, tmp_path, how):
     """SIGKILL to tuner and run, to the tuner alone, whose run goes on, and SIGTERM: nothing is lost or doubled."""
     results, log = tmp_path / "results", tmp_path / "log.txt"
@@ -206,6 +207,7 @@ def check_workers(commands: list[list[str]], tmp_path: Path, url: str | None, tr
     assert len({trial.params["lr"] for trial in found}) == trials
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_journal(tune, tmp_path):
     command = tune("--trials", 6, "--seeds", 1, "--jobs", 1, "--no-test", "--pruner", "nop")
     check_workers([command, command], tmp_path, None, 6)
@@ -253,6 +255,7 @@ def test_a_hopeless_trial_is_stopped(tune, tmp_path, capsys):
         assert status["update"] < 400_000
 
 
+@pytest.mark.slow
 def test_trials_that_diverge_fail_or_are_killed(tune, tmp_path, capsys):
     """The worst value, none, and a run that is started again. A grid ends itself."""
     source = (ROOT / "algos" / "bc.py").read_text()
