@@ -1,0 +1,157 @@
+"""What a burst of MOORL on one source does to the other: `python experiments/moorl-meta/bursts.py`.
+
+Trains MOORL as `hoard train` does and looks on after every `--every`-th burst: the critic's loss on the same
+transitions of each source before the burst (the meta-weights) and after it (where its K steps led), both against the
+same targets, and the cosine between the displacement of this burst and that of the last one on the other source, for
+critic and actor. Reptile's argument is that a step along displacements of both sources favours weights whose gradients
+on them agree: cosines near zero, or a loss of the other source that rises with every burst, speak against it. Nothing
+of the training changes: the probe draws from a generator of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from hoard.records.errors import BAD_INPUT, BadInput
+from hoard.records.files import write_atomic
+from hoard.runners import algorithms
+from hoard.runners.entry import execute
+from hoard.runners.options import Options, build
+
+OFFLINE_RATIO = {"offline": 1.0, "online": 0.0}
+
+
+class Probe:
+    """Rows of one run, one for each burst that was looked at."""
+
+    def __init__(self, moorl: Any, cfg: Any, every: int, rows: list[dict[str, Any]]) -> None:
+        self._moorl, self._cfg, self._every, self._rows = moorl, cfg, every, rows
+        self._generator = torch.Generator().manual_seed(cfg.seed)
+        self._bursts = 0
+        self._moves: dict[str, dict[str, Tensor]] = {}  # of the last burst on each source: network -> displacement
+
+    def begin(self, objects: dict[str, Any]) -> None:
+        """What `train` registered."""
+        self._now, self._target, self._meta = objects["networks"], objects["target"], objects["meta"]
+        self._buffer = objects["buffer"]
+        self._keep()
+
+    def _keep(self) -> None:
+        self._before = {name: copy.deepcopy(self._meta[name]) for name in ("actor", "critic")}
+
+    def look(self, metrics: dict[str, Tensor], env_step: int) -> None:
+        """After a burst, whose source is the one that its metrics name."""
+        source = next(name for name in OFFLINE_RATIO if f"values/q_{name}" in metrics)
+        other = "online" if source == "offline" else "offline"
+        moves = {name: flat(self._now[name]) - flat(net) for name, net in self._before.items()}
+        self._bursts += 1
+        ready = self._buffer.online_size >= self._cfg.batch_size
+        if ready and self._bursts % self._every == 0:
+            row = {"seed": self._cfg.seed, "env_step": env_step, "source": source}
+            for name, of in (("own", source), ("other", other)):
+                row[f"{name}_before"], row[f"{name}_after"] = self._losses(OFFLINE_RATIO[of])
+            for name, last in self._moves.get(other, {}).items():
+                row[f"cosine_{name}"] = float(torch.cosine_similarity(moves[name], last, dim=0))
+            self._rows.append(row)
+        self._moves[source] = moves
+        self._keep()
+
+    @torch.no_grad()
+    def _losses(self, offline_ratio: float) -> tuple[float, float]:
+        """The critic's loss before and after the burst, on the same 1024 transitions and against the same targets."""
+        batch = self._buffer.sample(1024, self._generator, offline_ratio)
+        batch = self._moorl.with_noise(batch, self._cfg, self._generator)
+        actor, alpha = self._before["actor"], self._now["alpha"]()
+        before, after = (
+            self._moorl.critic_loss(critic, self._target, actor, alpha, batch, self._cfg)[0].item()
+            for critic in (self._before["critic"], self._now["critic"])
+        )
+        return before, after
+
+
+def flat(network: nn.Module) -> Tensor:
+    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+
+def probed(dataset: str, every: int, results: Path, rows: list[dict[str, Any]], **options: Any) -> Path:
+    """The folder of a run of MOORL that was looked at; its rows are added to `rows`."""
+    file = algorithms.find("moorl")
+    moorl = algorithms.import_file(file)
+
+    def train(cfg: Any, run: Any) -> None:
+        probe = Probe(moorl, cfg, every, rows)
+        register, log = run.register, run.log
+
+        def register_and_begin(**objects: Any) -> None:
+            register(**objects)
+            probe.begin(objects)
+
+        def log_and_look(metrics: dict[str, Tensor], updates: int = 1) -> None:
+            log(metrics, updates)
+            if "losses/critic" in metrics:  # a burst, and not the end of an episode
+                probe.look(metrics, run.env_step)
+
+        run.register, run.log = register_and_begin, log_and_look
+        moorl.train(cfg, run)
+
+    options = {"dataset": dataset, **options}
+    parsed = build(moorl.Config, moorl.PRESETS, file.name, Options(results=results), options)
+    if parsed.cfg.sampling != "burst":
+        raise BadInput("sampling must be burst: else no burst has a source")
+    return execute(parsed, train, file, file.read_text())
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each source: how often a burst on it lowers its own and the other's loss, by how much, and cosines.
+
+    Changes are of the median burst, relative to the loss before it.
+    """
+    told = {}
+    for source, group in rows.groupby("source"):
+        row = {"bursts": len(group)}
+        for name in ("own", "other"):
+            change = group[f"{name}_after"] / group[f"{name}_before"] - 1
+            row |= {f"{name} lower": (change < 0).mean(), f"{name} change": change.median()}
+        row |= {f"cosine, {name}": group[f"cosine_{name}"].mean() for name in ("critic", "actor")}
+        told[source] = row
+    return pd.DataFrame(told).T.rename_axis("burst on")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python experiments/moorl-meta/bursts.py", description="What a burst on one source does to the other."
+    )
+    parser.add_argument("--dataset", default="hoard/pointmaze/umaze-v0")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--eta-meta", type=float, default=0.5)
+    parser.add_argument("--online-steps", type=int, default=6000)
+    parser.add_argument("--every", type=int, default=20, help="bursts from one look to the next")
+    parser.add_argument("--csv", type=Path, help="file for all rows")
+    given = parser.parse_args(arguments)
+    maze = {"init_alpha": 0.1, "target_tau": 0.02, "layer_norm": True} if "maze" in given.dataset else {}
+    options = {"eta_meta": given.eta_meta, "online_steps": given.online_steps, "start_steps": 500, "batch_size": 128}
+    options |= {"hidden": (128, 128), "lr": 1e-3, **maze}
+    rows: list[dict[str, Any]] = []
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            for seed in given.seeds:
+                probed(given.dataset, given.every, Path(scratch), rows, seed=seed, **options)
+    except BadInput as error:
+        parser.exit(BAD_INPUT, f"error: {error}\n")
+    found = pd.DataFrame(rows)
+    if given.csv:
+        write_atomic(given.csv, lambda scratch: found.to_csv(scratch, index=False))
+    print(summary(found).to_markdown(floatfmt=".3f"))
+
+
+if __name__ == "__main__":
+    main()
