@@ -1,11 +1,11 @@
 """What a burst of MOORL on one source does to the other: `python experiments/moorl-meta/bursts.py`.
 
 Trains MOORL as `hoard train` does and looks on after every `--every`-th burst: the critic's loss on the same
-transitions of each source before the burst (the meta-weights) and after it (where its K steps led), both against the
-same targets, and the cosine between the displacement of this burst and that of the last one on the other source, for
-critic and actor. Reptile's argument is that a step along displacements of both sources favours weights whose gradients
-on them agree: cosines near zero, or a loss of the other source that rises with every burst, speak against it. Nothing
-of the training changes: the probe draws from a generator of its own.
+transitions of each source before the burst (the meta-weights), after it (where its K steps led) and after the outer
+update, all against the same targets, and the cosine between the displacement of this burst and that of the last one on
+the other source, for critic and actor. Reptile's argument is that a step along displacements of both sources favours
+weights whose gradients on them agree: cosines near zero, or a loss of the other source that rises with every burst,
+speak against it. Nothing of the training changes: the probe draws from a generator of its own.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Probe:
         if ready and self._bursts % self._every == 0:
             row = {"seed": self._cfg.seed, "env_step": env_step, "source": source}
             for name, of in (("own", source), ("other", other)):
-                row[f"{name}_before"], row[f"{name}_after"] = self._losses(OFFLINE_RATIO[of])
+                row |= {f"{name}_{when}": loss for when, loss in self._losses(OFFLINE_RATIO[of]).items()}
             for name, last in self._moves.get(other, {}).items():
                 row[f"cosine_{name}"] = float(torch.cosine_similarity(moves[name], last, dim=0))
             self._rows.append(row)
@@ -66,16 +66,16 @@ class Probe:
         self._keep()
 
     @torch.no_grad()
-    def _losses(self, offline_ratio: float) -> tuple[float, float]:
-        """The critic's loss before and after the burst, on the same 1024 transitions and against the same targets."""
+    def _losses(self, offline_ratio: float) -> dict[str, float]:
+        """The critic's loss before the burst, after it and after the outer update, on the same transitions."""
         batch = self._buffer.sample(1024, self._generator, offline_ratio)
         batch = self._moorl.with_noise(batch, self._cfg, self._generator)
         actor, alpha = self._before["actor"], self._now["alpha"]()
-        before, after = (
-            self._moorl.critic_loss(critic, self._target, actor, alpha, batch, self._cfg)[0].item()
-            for critic in (self._before["critic"], self._now["critic"])
-        )
-        return before, after
+        critics = {"before": self._before["critic"], "after": self._now["critic"], "meta": self._meta["critic"]}
+        return {
+            when: self._moorl.critic_loss(critic, self._target, actor, alpha, batch, self._cfg)[0].item()
+            for when, critic in critics.items()
+        }
 
 
 def flat(network: nn.Module) -> Tensor:
@@ -111,16 +111,18 @@ def probed(dataset: str, every: int, results: Path, rows: list[dict[str, Any]], 
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each source: how often a burst on it lowers its own and the other's loss, by how much, and cosines.
+    """A row for each source: what the median burst on it does to its own loss and to the other's, and cosines.
 
-    Changes are of the median burst, relative to the loss before it.
+    Changes are relative to the loss before the burst, first where it led, then after the outer update.
     """
     told = {}
     for source, group in rows.groupby("source"):
         row = {"bursts": len(group)}
         for name in ("own", "other"):
-            change = group[f"{name}_after"] / group[f"{name}_before"] - 1
-            row |= {f"{name} lower": (change < 0).mean(), f"{name} change": change.median()}
+            before = group[f"{name}_before"]
+            row[f"{name}, burst"] = (group[f"{name}_after"] / before - 1).median()
+            row[f"{name}, outer"] = (group[f"{name}_meta"] / before - 1).median()
+        row["other lower"] = (group["other_meta"] < group["other_before"]).mean()
         row |= {f"cosine, {name}": group[f"cosine_{name}"].mean() for name in ("critic", "actor")}
         told[source] = row
     return pd.DataFrame(told).T.rename_axis("burst on")
@@ -150,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = pd.DataFrame(rows)
     if given.csv:
         write_atomic(given.csv, lambda scratch: found.to_csv(scratch, index=False))
-    print(summary(found).to_markdown(floatfmt=".3f"))
+    print(summary(found).round(3).to_string())
 
 
 if __name__ == "__main__":

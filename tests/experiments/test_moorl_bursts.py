@@ -1,5 +1,6 @@
 """The probe of MOORL's bursts: it changes nothing of the training, and its numbers are what they are called."""
 
+import re
 from itertools import pairwise
 
 import pandas as pd
@@ -64,8 +65,10 @@ def test_summary():
             "source": ["offline", "offline", "online"],
             "own_before": [1.0, 1.0, 1.0],
             "own_after": [0.5, 0.7, 2.0],
+            "own_meta": [0.8, 0.8, 1.5],
             "other_before": [2.0, 2.0, 2.0],
             "other_after": [2.2, 1.0, 2.0],
+            "other_meta": [2.1, 1.5, 2.0],
             "cosine_critic": [0.5, -0.1, 1.0],
             "cosine_actor": [0.0, float("nan"), 1.0],
         }
@@ -73,11 +76,24 @@ def test_summary():
     found = bursts.summary(rows)
     assert found.loc["offline"].to_dict() == pytest.approx(
         {
-            "bursts": 2, "own lower": 1.0, "own change": -0.4, "other lower": 0.5, "other change": -0.2,
-            "cosine, critic": 0.2, "cosine, actor": 0.0,
+            "bursts": 2, "own, burst": -0.4, "own, outer": -0.2, "other, burst": -0.2, "other, outer": -0.1,
+            "other lower": 0.5, "cosine, critic": 0.2, "cosine, actor": 0.0,
         }
     )  # fmt: skip
-    assert found.loc["online", "own lower"] == 0.0
+    assert found.loc["online", "other lower"] == 0.0
+
+
+def test_command(tiny, tmp_path, capsys):
+    file = tmp_path / "bursts.csv"
+    given = ["--dataset", tiny, "--seeds", "0", "--online-steps", "850", "--every", "10", "--csv", str(file)]
+    bursts.main(given)
+    rows = pd.read_csv(file)
+    assert set(rows["source"]) == {"offline", "online"}
+    told = capsys.readouterr().out
+    assert re.search(r"^offline +\d", told, re.M)
+    with pytest.raises(SystemExit, match="2"):
+        bursts.main(["--dataset", "hoard/no/such-v0"])
+    assert "hoard/no/such-v0" in capsys.readouterr().err
 
 
 def test_all_weights_count():
