@@ -98,3 +98,16 @@ def test_command(tiny, tmp_path, capsys):
 
 def test_all_weights_count():
     assert len(bursts.flat(nn.Linear(3, 2))) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"), [("pointmaze", "hoard/pointmaze/umaze-v0"), ("pendulum", "hoard/pendulum/mixed-v0")]
+)
+def test_the_page_shows_what_is_on_file(name, dataset):
+    found = bursts.summary(pd.read_csv(ROOT / "experiments" / "moorl-meta" / f"bursts-{name}.csv"))
+    page = (ROOT / "docs" / "algorithms" / "moorl.md").read_text()
+    for source, shown in (("offline", "data"), ("online", "replay")):
+        row = found.loc[source]
+        changes = [f"{100 * row[f'{of}, {when}']:+.1f} %" for of in ("own", "other") for when in ("burst", "outer")]
+        numbers = [f"{row['bursts']:.0f}", *changes, f"{row['cosine, critic']:.2f}", f"{row['cosine, actor']:.2f}"]
+        assert f"| `{dataset}` | {shown} | {' | '.join(numbers).replace('-', chr(0x2212))} |" in page
