@@ -164,13 +164,11 @@ class Evaluator:
         while len(self.envs) < n:
             self.envs.append(make_env(self.spec))
         low, high = self.task.low, self.task.high
+        remembers = uses_history(policy)
+        steps = self.max_steps if remembers else 0  # nobody reads what would be kept for the others
         new = lambda *shape: torch.zeros(shape, device=self.device)  # noqa: E731
         history = History(
-            0,
-            new(n, self.max_steps + 1, self.task.obs_dim),
-            new(n, self.max_steps, self.task.action_dim),
-            new(n, self.max_steps),
-            generator,
+            0, new(n, steps + 1, self.task.obs_dim), new(n, steps, self.task.action_dim), new(n, steps), generator
         )
         obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds)])
         if witness:
@@ -182,13 +180,14 @@ class Evaluator:
         # Finished environments keep their last observation, so the policy always sees n rows: batch shape, and with it
         # rounding, never depends on who finished first.
         for t in range(self.max_steps):
-            history.t = t
-            history.obs[:, t] = torch.as_tensor(obs, device=self.device)
-            action = act(history.obs[:, t], history)
-            action = (self.scaler.to_env(action) if scaled else action).to(torch.float32)
-            if not torch.isfinite(action).all():
+            history.t = t if remembers else 0
+            now = history.obs[:, history.t]
+            now.copy_(torch.as_tensor(obs))
+            action = act(now, history)
+            wanted = (self.scaler.to_env(action) if scaled else action).to(torch.float32).numpy(force=True)
+            if not np.isfinite(wanted).all():
                 raise FloatingPointError(f"the policy returned a non-finite action at step {t} of an evaluation")
-            clipped = np.clip(action.cpu().numpy(), low, high)
+            clipped = np.minimum(np.maximum(wanted, low), high)
             reward = np.zeros(n)
             for i in np.flatnonzero(running):
                 obs[i], reward[i], terminated, truncated, info = self.envs[i].step(clipped[i])
@@ -199,9 +198,10 @@ class Evaluator:
                     success[i] = bool(success[i]) or bool(info["success"])
                 running[i] = not (terminated or truncated)
             total += reward
-            executed = torch.as_tensor(clipped, device=self.device)
-            history.action[:, t] = self.scaler.to_unit(executed) if scaled else executed
-            history.reward[:, t] = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
+            if remembers:
+                executed = torch.as_tensor(clipped, device=self.device)
+                history.action[:, t] = self.scaler.to_unit(executed) if scaled else executed
+                history.reward[:, t] = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
             if not running.any():
                 break
         return [
