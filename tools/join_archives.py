@@ -1,14 +1,17 @@
 """Join what a sweep left on two machines or days: `python tools/join_archives.py INTO OTHER [OTHER ...]`.
 
-Each folder is an archive, `cells.json` with `episodes.parquet`. INTO gains the cells of the others. What cannot stand
-in one table is refused: another suite or measure, other data or options under the same name, other versions of
-libraries, and one cell with two results.
+Each folder is an archive, `cells.json` with `episodes.parquet`, or a suite's folder in a results folder, which holds
+the same. INTO gains the cells of the others; where results lay and how many ran at a time is left out of their
+commands, and cells that only an earlier call asked for count as well. What cannot stand in one table is refused:
+another suite or measure, other data or options under the same name, other versions of libraries, and one cell with two
+results.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,16 +43,21 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table]:
                     f"{folder}: {' · '.join(map(str, record.key_of(cell)))} is in {folders[0]} as {mine['run']} "
                     f"({mine['status']}), here as {cell['run']} ({cell['status']}); keep one of them"
                 )
-        whole["cells"] += fresh
+        whole["cells"] += [cell | {"selected": True} for cell in fresh]
         table = pq.read_table(folder / EPISODES)
         runs = pa.array([cell["run"] for cell in fresh], pa.string())
         tables.append(table.filter(pa.compute.is_in(table["run"], runs)))
-        for name in ("command", "created"):
-            whole[name] = "; ".join(dict.fromkeys([*whole[name].split("; "), other[name]]))
+        for name, added in (("command", _portable(other["command"])), ("created", other["created"])):
+            whole[name] = "; ".join(dict.fromkeys([*whole[name].split("; "), added]))
         made, also = whole["provenance"], other["provenance"]
         revisions = [*made["revision"].split(", "), *also["revision"].split(", ")]
         whole["provenance"] = made | {"revision": ", ".join(dict.fromkeys(revisions))}
     return whole, pa.concat_tables(tables)
+
+
+def _portable(command: str) -> str:
+    """The command without what belongs to the machine that it ran on."""
+    return re.sub(r" --(results|jobs)[ =]\S+", "", command)
 
 
 def _check(first: Path, mine: dict[str, Any], folder: Path, other: dict[str, Any]) -> None:

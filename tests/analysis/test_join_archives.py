@@ -45,6 +45,21 @@ def test_two_halves_are_the_whole_again(archive, halves):
     assert len(record["cells"]) == len(json.loads((archive / "cells.json").read_text())["cells"])
 
 
+def test_what_belongs_to_the_machine_is_left_out(halves):
+    def edit(record):
+        record.update(
+            command="hoard bench s --algos bc --results /data/x --jobs 2 --set lr=1", journal=5, source="s.toml"
+        )
+        record["cells"] = [cell | {"selected": False} for cell in record["cells"]]
+
+    change(halves[1], edit)
+    tool.main([str(half) for half in halves])
+    record = json.loads((halves[0] / "cells.json").read_text())
+    assert record["command"].endswith("; hoard bench s --algos bc --set lr=1")
+    assert all(cell.get("selected", True) for cell in record["cells"])
+    assert not {"journal", "source"} & set(record)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
