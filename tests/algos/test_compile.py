@@ -64,7 +64,8 @@ KINDS = ("td3_bc", "moorl", "edac", "decision_mamba")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["bc", *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS)])
 def test_the_same_in_machine_code(name):
-    assert_equal_runs(trained(name, on=False), trained(name, on=True))
+    """Within what this processor's rounding adds up to: Adam makes whole steps of the smallest gradients."""
+    assert_equal_runs(trained(name, on=False), trained(name, on=True), weights_atol=1e-3)
 
 
 @needs_compiler
