@@ -37,24 +37,24 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(name: str, on: bool = False, seed: int = 1, double: bool = False) -> OnlineRun:
-    """A run of 200 updates; `double` trains in float64."""
+def trained(name: str, on: bool = False, seed: int = 1, double: bool = False, **changed: Any) -> OnlineRun:
+    """A run of 200 updates, unless options are `changed`; `double` trains in float64."""
     module = importlib.import_module(f"hoard.algos.{name}")
     options = {"updates": 200, "hidden": (16, 16), "batch_size": 32, "lr": 1e-3, "compile": on} | OTHERWISE.get(
         name, {}
     )
-    options = {option: value for option, value in options.items() if value is not None}
+    options = {option: value for option, value in (options | changed).items() if value is not None}
     run = OnlineRun(flat_dataset(n=80, seed=3, lengths=[30, 50]), seed=seed, remember_start=True, double=double)
     module.train(module.Config(**options), run)
     return run
 
 
-def assert_equal_runs(eager: OnlineRun, graph: OnlineRun, atol: float = 1e-4, weights_atol: float = 1e-5) -> None:
+def assert_equal_runs(eager: OnlineRun, graph: OnlineRun, atol: float = 1e-4) -> None:
     """Networks, and metrics to `atol`, within rounding; the policy has moved far beyond that."""
     networks = [key for key, thing in eager.objects.items() if isinstance(thing, torch.nn.Module)]
     for key in networks:
         for a, b in zip(eager.objects[key].parameters(), graph.objects[key].parameters()):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=weights_atol, msg=key)
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=key)
     actor = next(key for key in networks if key.endswith("actor"))
     moved = zip(graph.start[actor].parameters(), graph.objects[actor].parameters())
     assert max((a - b).abs().max().item() for a, b in moved) > 0.01

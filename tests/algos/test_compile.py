@@ -64,8 +64,9 @@ KINDS = ("td3_bc", "moorl", "edac", "decision_mamba")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["bc", *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS)])
 def test_the_same_in_machine_code(name):
-    """Within what this processor's rounding adds up to: Adam makes whole steps of the smallest gradients."""
-    assert_equal_runs(trained(name, on=False), trained(name, on=True), weights_atol=1e-3)
+    # 200 updates of MOORL are 100 bursts of two; after 200 bursts a rounding has grown on some processors.
+    changed = {"online_steps": 130} if name == "moorl" else {}
+    assert_equal_runs(trained(name, on=False, **changed), trained(name, on=True, **changed))
 
 
 @needs_compiler
