@@ -1,17 +1,17 @@
 """What a burst of MOORL on one source does to the other: `python experiments/moorl-meta/bursts.py`.
 
-Trains MOORL as `hoard train` does and looks on after every `--every`-th burst: the critic's loss on the same
-transitions of each source before the burst (the meta-weights), after it (where its K steps led) and after the outer
-update, all against the same targets, and the cosine between the displacement of this burst and that of the last one on
-the other source, for critic and actor. Reptile's argument is that a step along displacements of both sources favours
-weights whose gradients on them agree: cosines near zero, or a loss of the other source that rises with every burst,
-speak against it. Nothing of the training changes: the probe draws from a generator of its own.
+Trains MOORL as `hoard train` does, with the settings of the suite `moorl-meta`, and looks on after every `--every`-th
+burst: the critic's loss on the same transitions of each source before the burst (the meta-weights), after it (where its
+K steps led) and after the outer update, all against the same targets, and the cosine between the displacement of this
+burst and that of the last one on the other source, for critic and actor. Reptile's argument is that a step along
+displacements of both sources favours weights whose gradients on them agree: cosines near zero, or a loss of the other
+source that rises with every burst, speak against it. Nothing of the training changes: the probe draws from a generator
+of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,9 @@ from hoard.records.errors import BAD_INPUT, BadInput
 from hoard.records.files import write_atomic
 from hoard.runners import algorithms
 from hoard.runners.entry import execute
+from hoard.runners.nn import frozen_copy
 from hoard.runners.options import Options, build
+from hoard.runners.sweep.suite import read, select
 
 OFFLINE_RATIO = {"offline": 1.0, "online": 0.0}
 
@@ -46,7 +48,7 @@ class Probe:
         self._keep()
 
     def _keep(self) -> None:
-        self._before = {name: copy.deepcopy(self._meta[name]) for name in ("actor", "critic")}
+        self._before = {name: frozen_copy(self._meta[name]) for name in ("actor", "critic")}
 
     def look(self, metrics: dict[str, Tensor], env_step: int) -> None:
         """After a burst, whose source is the one that its metrics name."""
@@ -79,7 +81,7 @@ class Probe:
 
 
 def flat(network: nn.Module) -> Tensor:
-    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+    return nn.utils.parameters_to_vector(network.parameters()).detach()
 
 
 def probed(dataset: str, every: int, results: Path, rows: list[dict[str, Any]], **options: Any) -> Path:
@@ -139,14 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=20, help="bursts from one look to the next")
     parser.add_argument("--csv", type=Path, help="file for all rows")
     given = parser.parse_args(arguments)
-    maze = {"init_alpha": 0.1, "target_tau": 0.02, "layer_norm": True} if "maze" in given.dataset else {}
-    options = {"eta_meta": given.eta_meta, "online_steps": given.online_steps, "start_steps": 500, "batch_size": 128}
-    options |= {"hidden": (128, 128), "lr": 1e-3, **maze}
+    changed = {"eta_meta": given.eta_meta, "online_steps": given.online_steps}
     rows: list[dict[str, Any]] = []
     try:
+        (cell,) = select(read("moorl-meta"), ["burst_eta05"], [given.dataset], "1", changed).cells()
         with tempfile.TemporaryDirectory() as scratch:
             for seed in given.seeds:
-                probed(given.dataset, given.every, Path(scratch), rows, seed=seed, **options)
+                probed(given.dataset, given.every, Path(scratch), rows, seed=seed, **cell.options)
     except BadInput as error:
         parser.exit(BAD_INPUT, f"error: {error}\n")
     found = pd.DataFrame(rows)

@@ -259,12 +259,12 @@ class Sweep:
             self._set(job, "running")
             self._todo.remove(job)
             self._running.append(job)
-        sharing = Counter(job.process.pid for job in self._running if job.packed and job.process)
-        for job in self._running:
-            job.company = sharing.get(job.process.pid, 1) if job.process else 1
         if self._running:
             self.console.print(f"{len(self._running)} cells of an earlier sweep still run: adopted", highlight=False)
-        at_work = {job.process.pid for job in self._running if job.process}
+        at_work = Counter(job.process.pid for job in self._running if job.process)
+        for job in self._running:
+            if job.packed and job.process:
+                job.company = at_work[job.process.pid]
         unwanted = [process for process in unwanted if process.pid is None or process.pid not in at_work]  # of a pack
         if unwanted:
             self.console.print(f"{len(unwanted)} cells of an earlier sweep are not wanted now: ended", highlight=False)

@@ -44,6 +44,10 @@ def runs_of(results: Path, algo: str = "td3_bc") -> dict[int, Path]:
     return {read_json(folder / "config.json")["config"]["seed"]: folder for folder in folders}
 
 
+def states_of(results: Path) -> list[dict]:
+    return [json.loads(file.read_text()) for file in results.glob("runs/*/*/*/status.json")]
+
+
 def test_packed_seeds_are_the_same_runs_within_rounding(suite_file, tmp_path, capsys):
     alone, packed = tmp_path / "alone", tmp_path / "packed"
     assert hoard(["bench", str(suite_file), "--results", str(alone)]) == 0
@@ -132,10 +136,6 @@ def test_a_pack_that_outlives_its_sweep_is_adopted_whole(suite_file, tmp_path, c
     assert hoard([*options, "--memory-limit", f"{limit >> 20}M"]) == 0
     assert "3 cells of an earlier sweep still run: adopted" in capsys.readouterr().out
     assert {state["pid"] for state in states_of(results)} == {pid}
-
-
-def states_of(results: Path) -> list[dict]:
-    return [json.loads(file.read_text()) for file in results.glob("runs/*/*/*/status.json")]
 
 
 def test_a_seed_that_fails_costs_no_other(suite_file, tmp_path, capsys):
