@@ -66,6 +66,7 @@ class Method:
     datasets: tuple[str, ...] | None = None  # those it is limited to
     seeds: int | None = None  # how many it is limited to
     without: tuple[str, ...] = ()  # options of the suite and of its datasets that it does not take
+    on_request: bool = False  # run only where it is named
     original: str = ""  # the method whose settings a fork took over
     resources: dict[str, Any] = field(default_factory=dict)
     resources_by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -126,7 +127,7 @@ class Suite:
             for number, seed in enumerate(self.seeds)
             for d in self.datasets
             for m in self.methods
-            if (m.datasets is None or d in m.datasets) and (m.seeds is None or number < m.seeds)
+            if not m.on_request and (m.datasets is None or d in m.datasets) and (m.seeds is None or number < m.seeds)
         ]
 
     def _shared(self, method: Method, dataset: str) -> dict[str, Any]:
@@ -207,6 +208,9 @@ def read(name: str) -> Suite:
     _check_resources(path, _NEEDS, raw.get(_NEEDS, {}))
     by_dataset, resources_by_dataset = _by_dataset(path, "dataset", raw.get("dataset", {}), raw["datasets"])
     raw["dataset"] = by_dataset
+    methods = tuple(_method(path, key, section, raw) for key, section in raw["method"].items())
+    if all(method.on_request for method in methods):
+        raise SuiteError(f"{path}: every method is on_request: without --algos there would be nothing to run")
     return Suite(
         name=check_name("suite", path.stem),
         source="" if shipped else str(path.resolve()),
@@ -214,7 +218,7 @@ def read(name: str) -> Suite:
         metric=raw.get("metric", "score"),
         seeds=parse_seeds(raw["seeds"]),
         datasets=tuple(raw["datasets"]),
-        methods=tuple(_method(path, key, section, raw) for key, section in raw["method"].items()),
+        methods=methods,
         options=raw.get("options", {}),
         by_dataset=by_dataset,
         resources=raw.get(_NEEDS, {}),
@@ -230,8 +234,24 @@ def _method(path: Path, key: str, section: Any, raw: dict[str, Any]) -> Method:
         raise SuiteError(f"{path}: {error}") from error
     if not isinstance(section, dict):
         raise SuiteError(f"{path}: {where} must be a table")
-    _known(path, where, section, "algo", "settings", "options", "dataset", "datasets", "seeds", "without", _NEEDS)
+    _known(
+        path,
+        where,
+        section,
+        "algo",
+        "settings",
+        "options",
+        "dataset",
+        "datasets",
+        "seeds",
+        "without",
+        "on_request",
+        _NEEDS,
+    )
     own, count = section.get("datasets"), section.get("seeds")
+    on_request = section.get("on_request", False)
+    if not isinstance(on_request, bool):
+        raise _wrong(path, where, "on_request", f"on_request must be true or false, not {on_request!r}")
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise _wrong(path, where, "seeds", f"seeds must be a count like 2, not {count!r}")
     if own is not None and (not isinstance(own, list) or not own):
@@ -269,6 +289,7 @@ def _method(path: Path, key: str, section: Any, raw: dict[str, Any]) -> Method:
         None if own is None else tuple(own),
         count,
         tuple(without),
+        on_request,
         resources=section.get(_NEEDS, {}),
         resources_by_dataset=resources_by_dataset,
     )
@@ -389,19 +410,21 @@ def select(
 ) -> Suite:
     """The part of a suite that was asked for.
 
-    A name in `algos` is a method of the suite, or an algorithm (all its methods), or another algorithm file: by name if
-    it is in algos/, else by path. If it is a fork of an algorithm of the suite, it takes over that algorithm's settings
-    there: both are compared under the same protocol. A fork is called after its original (`my_iql`, `iql_wide`) and has
-    at least half of its lines, so `td3_bc` is no fork of `bc`. Raises SuiteError for names that are none of these, for
-    options that are no suite's, and for unknown datasets.
+    Without `algos`, methods that are `on_request` are left out. A name in `algos` is a method of the suite, or an
+    algorithm (all its methods), or another algorithm file: by name if it is in algos/, else by path. If it is a fork of
+    an algorithm of the suite, it takes over that algorithm's settings there: both are compared under the same protocol.
+    A fork is called after its original (`my_iql`, `iql_wide`) and has at least half of its lines, so `td3_bc` is no
+    fork of `bc`. Raises SuiteError for names that are none of these, for options that are no suite's, and for unknown
+    datasets.
     """
     _check_options("command line", "--set", overrides or {})
-    methods = list(suite.methods)
+    methods = [m for m in suite.methods if not m.on_request]
     if algos:
         methods = []
         for name in algos:
             found = [m for m in suite.methods if m.name == name] or [m for m in suite.methods if m.algo == name]
-            methods += [m for m in found or [_fork(suite, name)] if m not in methods]
+            named = [replace(m, on_request=False) for m in found or [_fork(suite, name)]]
+            methods += [m for m in named if m not in methods]
     if overrides:  # from the command line: they win over every section
         methods = [
             replace(m, options=m.options | overrides, by_dataset={d: o | overrides for d, o in m.by_dataset.items()})

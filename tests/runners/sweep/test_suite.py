@@ -43,6 +43,8 @@ def suite_file(tmp_path):
         ("[method.bc]", "[method.bc]\nseeds = true", "seeds must be a count"),
         ("[method.bc]", "[method.bc]\nwithout = ['lr']", "without must be a list of options of the suite"),
         ("[method.bc]", "[method.bc]\nwithout = 'updates'", "there are updates; not 'updates'"),
+        ("[method.bc]", "[method.bc]\non_request = 'yes'", "on_request must be true or false"),
+        ("[method.bc]", "[method.bc]\non_request = true", "every method is on_request"),
         ("[options]", "dataset = 3\n[options]", "dataset must be tables of options"),
         ("[options]", "options = 3\n[other]", "unknown key 'other'"),
         ("updates = 300", "updates = { a = 1 }", "options: updates must be a number"),
@@ -230,6 +232,28 @@ def test_a_fork_takes_over_its_originals_settings_and_a_namesake_does_not(suite_
     chosen = {m.name: (m.original, m.options) for m in select(read(str(suite_file)), files).methods}
     took = ("bc", {"lr": 0.5})
     assert chosen == {"my_bc": took, "bc_cut": took, "td3_bc": ("", {}), "mine": ("", {})}
+
+
+def test_a_method_on_request_runs_only_where_it_is_named(suite_file, tmp_path):
+    """By its name, by its algorithm's, or as the original of a fork; its settings count then."""
+    suite_file.write_text(TEXT + '[method.slow]\nalgo = "iql"\non_request = true\noptions = { lr = 0.5 }\n')
+    suite = read(str(suite_file))
+    assert {cell.method for cell in suite.cells()} == {"bc"}
+    assert {cell.method for cell in select(suite, seeds="7,", overrides={"updates": 1}).cells()} == {"bc"}
+    for named in ("slow", "iql"):
+        assert {(cell.method, cell.options["lr"]) for cell in select(suite, [named]).cells()} == {("slow", 0.5)}
+    (tmp_path / "my_iql.py").write_text((FOLDER / "iql.py").read_text())
+    (fork, *_) = select(suite, [str(tmp_path / "my_iql.py")]).cells()
+    assert (fork.method, fork.options["lr"]) == ("my_iql", 0.5)
+
+
+def test_quick_has_settings_for_every_offline_algorithm():
+    """Named on the command line it must not train the paper's networks for the suite's few updates."""
+    named = {method.algo: method.options for method in read("quick").methods}
+    assert set(algorithms.available()) == set(named)
+    widths = {algo: max(options["hidden"]) for algo, options in named.items() if "hidden" in options}
+    assert {"awac", "cql", "edac", "fql", "odice"} <= set(widths)
+    assert set(widths.values()) == {128}
 
 
 def test_a_fork_of_a_fork_follows_the_nearer(suite_file, tmp_path):
