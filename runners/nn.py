@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hoard.runners import pack
 from hoard.runners.adam import optimizer_step
+from hoard.runners.graphs import Replayed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -196,7 +197,9 @@ def compiled(update: Callable[P, R], optimizers: Iterable[torch.optim.Optimizer]
     it is.
 
     Nothing random may be drawn in it: explicit generators cannot be traced. The optimisers must be Adam or AdamW. Their
-    states are made before the first call, their step sizes become tensors, which `set_lr` fills.
+    states are made before the first call, their step sizes become tensors, which `set_lr` fills. On CUDA the graph is
+    replayed from a recording (`hoard.runners.graphs`): what changes between calls must be tensors among the arguments,
+    and no tensor that the update reads may be replaced by another.
 
     In a pack, `update` is made for all seeds at once instead (`hoard.runners.pack`).
     """
@@ -227,7 +230,8 @@ def compiled(update: Callable[P, R], optimizers: Iterable[torch.optim.Optimizer]
             torch._dynamo.reset()
             return whole(*args, **kwargs)
 
-    return step
+    devices = {p.device for optimizer in waiting for group in optimizer.param_groups for p in group["params"]}
+    return Replayed(step, devices.pop()) if {device.type for device in devices} == {"cuda"} else step
 
 
 def _checks_to_keep(update: Callable[..., Any]) -> Callable[[Sequence[Any]], list[bool]]:

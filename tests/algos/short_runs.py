@@ -37,14 +37,17 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(name: str, on: bool = False, seed: int = 1, double: bool = False, **changed: Any) -> OnlineRun:
+def trained(
+    name: str, on: bool = False, seed: int = 1, double: bool = False, device: str = "cpu", **changed: Any
+) -> OnlineRun:
     """A run of 200 updates, unless options are `changed`; `double` trains in float64."""
     module = importlib.import_module(f"hoard.algos.{name}")
     options = {"updates": 200, "hidden": (16, 16), "batch_size": 32, "lr": 1e-3, "compile": on} | OTHERWISE.get(
         name, {}
     )
     options = {option: value for option, value in (options | changed).items() if value is not None}
-    run = OnlineRun(flat_dataset(n=80, seed=3, lengths=[30, 50]), seed=seed, remember_start=True, double=double)
+    dataset = flat_dataset(n=80, seed=3, lengths=[30, 50])
+    run = OnlineRun(dataset, seed=seed, remember_start=True, double=double, device=device)
     module.train(module.Config(**options), run)
     return run
 
