@@ -208,16 +208,17 @@ class ReplayBuffer:
 
     def gather(self, index: Tensor) -> Batch:
         """The transitions at `index` (...,): every field gets that leading shape."""
-        rows = self.rows[index]
-        batch = {
-            "obs": self.observations[rows],
-            "action": self.action[index],
-            "reward": self.reward[index],
-            "next_obs": self.observations[rows + 1],
-            "terminated": self.terminated[index],
+        at = index.reshape(-1)
+        rows = self.rows.index_select(0, at)
+        flat = {
+            "obs": self.observations.index_select(0, rows),
+            "action": self.action.index_select(0, at),
+            "reward": self.reward.index_select(0, at),
+            "next_obs": self.observations.index_select(0, rows + 1),
+            "terminated": self.terminated.index_select(0, at),
         }
-        batch.update({name: values[index] for name, values in self.extra.items()})
-        return batch
+        flat.update({name: values.index_select(0, at) for name, values in self.extra.items()})
+        return {name: values.reshape(*index.shape, *values.shape[1:]) for name, values in flat.items()}
 
     def sample_sequences(
         self, batch_size: int, length: int, generator: torch.Generator, offline_ratio: float | None = None

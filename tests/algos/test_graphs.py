@@ -132,6 +132,7 @@ def test_the_stand_in_shows_what_a_recording_cannot_follow():
     assert total.item() == 2
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_too_many_kinds_of_calls_go_on_without_a_recording(monkeypatch):
     monkeypatch.setattr(graphs, "KINDS", 2)
     update, total, calls = counting(warm_ups=0)
@@ -144,6 +145,7 @@ def test_too_many_kinds_of_calls_go_on_without_a_recording(monkeypatch):
     assert (total.item(), len(calls)) == (14, 5)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_an_update_that_cannot_be_recorded_goes_on_without_a_recording():
     def fails(call: Callable[[], Any]) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
