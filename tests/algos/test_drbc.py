@@ -473,6 +473,7 @@ def test_end_to_end(tiny, run_file, tmp_path, preset):
     assert seen == clone | rl
 
 
+@pytest.mark.slow
 def test_killed_online_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     args = small(tiny, **ONLINE | {"expert_fraction": 1.0, "kl_rule": "budget", "checkpoint_every": 150})
     assert run_file("drbc", *args, results=tmp_path / "straight").returncode == 0

@@ -124,6 +124,7 @@ def test_the_kept_policy_is_the_one_that_was_scored(tiny, run_file, tmp_path, pr
     assert_kept_policy_repeats_the_score(only_run(tmp_path / "results"))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     args = small(tiny, updates=500, checkpoint_every=60, eval_every=250)
     straight, broken = tmp_path / "straight", tmp_path / "broken"

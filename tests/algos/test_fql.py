@@ -105,6 +105,7 @@ def test_the_flow_keeps_both_modes_that_a_mean_would_mix():
     assert torch.equal(before, fql.frozen_copy(run.objects["target"]).weights[0])  # no critic is trained
 
 
+@pytest.mark.slow
 def test_alpha_goes_from_climbing_to_cloning():
     run_of = {}
     for alpha in (0.03, 100.0):
@@ -149,6 +150,7 @@ def test_the_kept_policy_is_the_one_that_was_scored(tiny, run_file, tmp_path, pr
     assert_kept_policy_repeats_the_score(only_run(tmp_path / "results"))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     args = small(tiny, updates=60, online_steps=420, checkpoint_every=60, eval_every=200)
     straight, broken = tmp_path / "straight", tmp_path / "broken"

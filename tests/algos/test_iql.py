@@ -63,7 +63,7 @@ def fixed_point(dataset, expectile: float, discount: float) -> tuple[dict, dict]
     return v, q
 
 
-@pytest.mark.parametrize(("order", "expectile"), [("paper", 0.7), ("corl", 0.9)])
+@pytest.mark.parametrize(("order", "expectile"), [("paper", 0.7), pytest.param("corl", 0.9, marks=pytest.mark.slow)])
 def test_training_reaches_the_tabular_fixed_point(order, expectile):
     """On one-hot states, V and Q of a whole training run are the fixed point found by direct iteration."""
     dataset = chain_dataset()

@@ -56,6 +56,7 @@ def test_a_ratio_is_not_needed(tiny, run_file, tmp_path):
     assert points == {(20, 0, False): 2, (220, 200, False): 2, (420, 400, False): 2, (450, 430, True): 3}
 
 
+@pytest.mark.slow
 def test_killed_online_and_resumed_equals_undisturbed(tiny, tmp_path):
     args = small(tiny, **ONLINE | {"online_steps": 1010, "checkpoint_every": 150}, offline_ratio=0.5)
     straight, broken = tmp_path / "straight", tmp_path / "broken"

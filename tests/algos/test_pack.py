@@ -132,7 +132,7 @@ def test_one_that_is_behind_catches_up_first():
     assert sorted(order[2:]) == [(0, 6), (0, 7), (0, 8), (1, 6), (1, 7), (1, 8)]
 
 
-@pytest.mark.parametrize("name", ["td3_bc", "decision_transformer"])
+@pytest.mark.parametrize("name", ["td3_bc", pytest.param("decision_transformer", marks=pytest.mark.slow)])
 def test_the_same_bits_in_whatever_company(name):
     """A run that is killed with others may go on without them, and at another place among them."""
     results = []

@@ -178,6 +178,7 @@ def test_the_kept_policy_is_the_one_that_was_scored(tiny, run_file, tmp_path):
     assert_kept_policy_repeats_the_score(only_run(tmp_path / "results"))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tiny, run_file, tmp_path):
     """Checkpoints fall between two steps of the policy: the delay goes on where it stood."""
     args = small(tiny, updates=1600, checkpoint_every=401, eval_every=800)

@@ -117,7 +117,7 @@ def test_a_guide_for_another_task_or_none_at_all_is_refused(leader, tiny, tmp_pa
         guide.Guide(guide.parse(str(tmp_path)), task_of(load(tiny)), 0, "cpu")
 
 
-@pytest.mark.parametrize("schedule", ["curriculum", "random"])
+@pytest.mark.parametrize("schedule", ["curriculum", pytest.param("random", marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_undisturbed(leader, tiny, run_file, tmp_path, schedule):
     more = {"guide": f"{leader},schedule={schedule},steps=60,stages=3,window=1", "start_steps": 200, "hidden": "8"}
     args = small(tiny, updates=0, online_steps=1200, checkpoint_every=200, eval_every=600, **more)

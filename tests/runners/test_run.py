@@ -80,7 +80,10 @@ def test_finished_runs_are_not_run_again_and_a_changed_file_is_a_new_run(tiny, r
 
 @pytest.mark.parametrize(
     ("algo", "options"),
-    [("iql", {"actor_dropout": 0.1, "normalize_obs": True}), ("rcsl", {"dropout": 0.1, "extra_targets": "0.5 1.5"})],
+    [
+        ("iql", {"actor_dropout": 0.1, "normalize_obs": True}),
+        pytest.param("rcsl", {"dropout": 0.1, "extra_targets": "0.5 1.5"}, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed_equals_undisturbed(tiny, tmp_path, algo, options):
     """SIGKILL at several moments, started again each time: rows, metrics, weights and generators equal to the bit."""

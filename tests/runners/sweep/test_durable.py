@@ -353,6 +353,7 @@ def test_orphans_are_adopted(forks, suite_file, tmp_path, capsys):
     assert {cell["status"] for cell in cells.read(results / "small")["cells"]} == {"finished"}
 
 
+@pytest.mark.slow
 def test_orphans_that_nobody_wants_any_more_are_ended(forks, suite_file, tmp_path, capsys):
     forks(slow=SLOW)
     results = tmp_path / "results"

@@ -79,7 +79,7 @@ def test_no_gpu_has_more_cells_than_places(suite_file, tmp_path):
     assert sweep._gpus.free == {"0": 1, "GPU-x": 1}
 
 
-@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("warm", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_cell_sees_its_own_gpu_alone(suite_file, tmp_path, warm, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     suite = select(read(str(suite_file)), seeds="2")

@@ -40,8 +40,9 @@ def hoard(argv: list[str]) -> int:
 
 
 def runs_of(results: Path, algo: str = "td3_bc") -> dict[int, Path]:
-    folders = results.glob(f"runs/{algo}/*/*")
-    return {read_json(folder / "config.json")["config"]["seed"]: folder for folder in folders}
+    """The folders that have their config: others have just been made."""
+    files = results.glob(f"runs/{algo}/*/*/config.json")
+    return {read_json(file)["config"]["seed"]: file.parent for file in files}
 
 
 def states_of(results: Path) -> list[dict]:
@@ -83,7 +84,8 @@ def test_packed_seeds_are_the_same_runs_within_rounding(suite_file, tmp_path, ca
     assert hoard(["evaluate", str(ours[0]), "--episodes", "1"]) == 0  # its options are read without `packed`
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_resumed_ends_with_the_same_bits(number, suite_file, tmp_path):
     """Also where the checkpoints of the seeds were not of the same update."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"

@@ -157,7 +157,8 @@ def long(dataset: str, results: Path) -> list[str]:
     return ["tune", "bc", dataset, *given, "--results", str(results), "--set", *options]
 
 
-@pytest.mark.parametrize("how", ["tree", *(pytest.param(how, marks=pytest.mark.slow) for how in ("alone", "ctrl-c"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["tree", "alone", "ctrl-c"])
 def test_a_study_killed_in_mid_trial_ends_as_if_it_had_not_been(straight, tiny, tmp_path, how):
     """SIGKILL to tuner and run, to the tuner alone, whose run goes on, and SIGTERM: nothing is lost or doubled."""
     results, log = tmp_path / "results", tmp_path / "log.txt"
