@@ -12,7 +12,18 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from hoard.analysis import aggregate, comparisons, interactive, online, plots, published, results, run_files, tables
+from hoard.analysis import (
+    aggregate,
+    comparisons,
+    interactive,
+    online,
+    plots,
+    published,
+    results,
+    run_files,
+    scales,
+    tables,
+)
 from hoard.analysis.results import Results
 
 HERE = Path(__file__).parent
@@ -108,6 +119,7 @@ def _sections(loaded: Results, metric: str, ranked: list[comparisons.Ranking]) -
         ("Over the suite", comparisons.suite_table(loaded, values, measure)),
         ("Missing cells", tables.missing_table(loaded)),
         ("Over the online phase", online.online_table(loaded, metric)),
+        ("On the scale of Minari's expert sets", scales.expert_table(loaded)),
         ("Beside published numbers", published.published_table(loaded)),
         ("Variants", tables.variant_table(loaded, metric)),
     ]
