@@ -1,10 +1,10 @@
 """Join what a sweep left on two machines or days: `python tools/join_archives.py INTO OTHER [OTHER ...]`.
 
 Each folder is an archive, `cells.json` with `episodes.parquet`, or a suite's folder in a results folder, which holds
-the same. INTO gains the cells of the others; where results lay and how many ran at a time is left out of their
-commands, and cells that only an earlier call asked for count as well. What cannot stand in one table is refused:
-another suite or measure, other data or options under the same name, other versions of libraries, and one cell with two
-results.
+the same. INTO gains the cells of the others, and is made where it is not there. Where results lay and how many ran at
+a time is left out of the commands, and cells that only an earlier call asked for count as well. What cannot stand in
+one table is refused: another suite or measure, other data or options under the same name, other versions of libraries,
+and one cell with two results.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table]:
     records = [record.read(folder) for folder in folders]
     whole = {name: value for name, value in records[0].items() if name not in ("journal", "source")}
     whole["cells"] = list(whole["cells"])
+    whole["command"] = _portable(whole["command"])
     tables = [pq.read_table(folders[0] / EPISODES)]
     for folder, other in zip(folders[1:], records[1:]):
         _check(folders[0], whole, folder, other)
@@ -84,9 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("others", type=Path, nargs="+", metavar="other", help="archive of the same suite")
     options = parser.parse_args(arguments)
     try:
-        whole, table = joined([options.into, *options.others])
+        there = (options.into / record.FILE).exists()
+        whole, table = joined([options.into, *options.others] if there else options.others)
     except (ValueError, OSError, KeyError) as error:
         parser.exit(1, f"error: {error}\n")
+    options.into.mkdir(parents=True, exist_ok=True)
     results.write_table(table.cast(results.TABLE_SCHEMA), options.into)
     results.write(options.into / record.FILE, json.dumps(whole, indent=1, sort_keys=True) + "\n")
     results.load(options.into)  # cells and episodes agree

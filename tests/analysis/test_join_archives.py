@@ -60,6 +60,20 @@ def test_what_belongs_to_the_machine_is_left_out(halves):
     assert not {"journal", "source"} & set(record)
 
 
+def test_an_archive_is_made_of_one_results_folder(halves, tmp_path):
+    def edit(record):
+        record.update(command="hoard bench s --results /data/x --jobs 2", journal=5, source="s.toml")
+        record["cells"] = [cell | {"selected": False} for cell in record["cells"]]
+
+    change(halves[1], edit)
+    made = tmp_path / "new" / "archive"
+    tool.main([str(made), str(halves[1])])
+    record = json.loads((made / "cells.json").read_text())
+    assert record["command"] == "hoard bench s"
+    assert not {"journal", "source"} & set(record)
+    assert len(results.frame(made)) == len(results.load(halves[1], everything=True).episodes)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

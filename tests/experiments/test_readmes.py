@@ -47,7 +47,7 @@ def test_rows_shown_are_rows_of_the_table(name):
         assert rows
         for row in rows:
             shown = [cell for cell in row if re.search(r"\[.*\]| at |/\d+\)", cell)]  # intervals, values at steps
-            assert shown
+            shown = shown or [cell for cell in row if cell]  # of one seed: everything
             assert any(set(shown) <= set(known) for known in source), row
 
 
