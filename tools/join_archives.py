@@ -28,7 +28,7 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table]:
     """The record and the episodes of all. Raises ValueError naming the folder, the cell or the field that clashes."""
     records = [record.read(folder) for folder in folders]
     whole = {name: value for name, value in records[0].items() if name not in ("journal", "source")}
-    whole["cells"] = list(whole["cells"])
+    whole["cells"] = [cell | {"selected": True} for cell in whole["cells"]]
     whole["command"] = _portable(whole["command"])
     tables = [pq.read_table(folders[0] / EPISODES)]
     for folder, other in zip(folders[1:], records[1:]):

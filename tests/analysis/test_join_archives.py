@@ -71,6 +71,7 @@ def test_an_archive_is_made_of_one_results_folder(halves, tmp_path):
     record = json.loads((made / "cells.json").read_text())
     assert record["command"] == "hoard bench s"
     assert not {"journal", "source"} & set(record)
+    assert all(cell["selected"] for cell in record["cells"])
     assert len(results.frame(made)) == len(results.load(halves[1], everything=True).episodes)
 
 
