@@ -10,26 +10,20 @@ import pandas as pd
 
 from hoard.analysis import stats, tables
 from hoard.analysis.results import Results
+from hoard.records.published_returns import PUBLISHED
 
-# (random, expert) as published: the numbers of `hoard.datasets.minari.references`, which this room may not import.
-ENDS = {
-    "ant": (-64.548, 6672.696),
-    "halfcheetah": (-294.665, 16242.925),
-    "hopper": (16.856, 3857.804),
-    "humanoid": (115.373, 8602.850),
-    "inverteddoublependulum": (45.858, 9353.377),
-    "invertedpendulum": (5.196, 1000.0),
-    "pusher": (-152.194, -24.835),
-    "reacher": (-43.381, -4.344),
-    "swimmer": (1.739, 355.445),
-    "walker2d": (1.482, 6847.793),
-}
+ENDS = {name.removesuffix("-v5").lower(): ends for name, ends in PUBLISHED.items()}
+
+
+def ends_of(dataset: str) -> tuple[float, float] | None:
+    """Returns of a random policy and of the experts on a `mujoco/*` set; None for any other set."""
+    source, _, rest = dataset.partition("/")
+    return ENDS.get(rest.split("/")[0]) if source == "mujoco" else None
 
 
 def on_expert_scale(dataset: str, returns: pd.Series) -> pd.Series | None:
     """Returns on a `mujoco/*` set as 100 (R - random) / (mean of expert-v0 - random); None for any other set."""
-    source, _, rest = dataset.partition("/")
-    ends = ENDS.get(rest.split("/")[0]) if source == "mujoco" else None
+    ends = ends_of(dataset)
     return None if ends is None else 100 * (returns - ends[0]) / (ends[1] - ends[0])
 
 
@@ -37,10 +31,9 @@ def expert_table(loaded: Results) -> tables.Table | None:
     """Last returns of each method on the expert sets' scale; None where no dataset has it."""
     rows = []
     for (dataset, method), own in tables.seed_values(loaded).groupby(["dataset", "method"], sort=False):
-        values = on_expert_scale(dataset, own["return"])
-        if values is not None:
+        ends, values = ends_of(dataset), on_expert_scale(dataset, own["return"])
+        if ends is not None and values is not None:
             interval = stats.mean_interval([values.to_numpy(float)])
-            ends = ENDS[dataset.split("/")[1]]
             rows.append(
                 {
                     "dataset": dataset, "method": method, "seeds": len(own), "mean": interval.point,

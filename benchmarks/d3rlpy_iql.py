@@ -3,15 +3,14 @@
 Prints milliseconds of CPU time of one update of IQL, batch at hand: the best of turns of a tenth of a second.
 """
 
+import itertools
 import sys
-import time
 
 import d3rlpy
 import torch
 from d3rlpy.models.encoders import VectorEncoderFactory
 from d3rlpy.torch_utility import TorchMiniBatch
-
-TURN = 0.1
+from turns import best_turn
 
 
 def main(seconds: float, obs_dim: int, action_dim: int, width: int, size: int) -> float:
@@ -30,14 +29,8 @@ def main(seconds: float, obs_dim: int, action_dim: int, width: int, size: int) -
         observations=obs, actions=action, rewards=reward, next_observations=next_obs, next_actions=next_action,
         returns_to_go=zeros, terminals=zeros, intervals=torch.ones(size, 1), device="cpu",
     )  # fmt: skip
-    step, best, until = 0, float("inf"), time.monotonic() + seconds
-    while time.monotonic() < until or step < 20:
-        begun, count = time.process_time(), 0
-        while time.process_time() < begun + TURN:
-            algo.impl.update(batch, step)
-            step, count = step + 1, count + 1
-        best = min(best, (time.process_time() - begun) / count)
-    return 1000 * best
+    steps = itertools.count()
+    return best_turn(lambda: algo.impl.update(batch, next(steps)), seconds)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import ast
 import copy
 import subprocess
 import sys
-import time
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from speed import TURN, machine, measure, walks
+from speed import machine, measure, walks
 from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from turns import best_turn
 
 from hoard.records.errors import BadInput
 from hoard.records.files import write_json
@@ -80,20 +80,6 @@ def a_batch(obs_dim: int, action_dim: int) -> list[Tensor]:
     obs, next_obs = (torch.randn(BATCH, obs_dim, generator=generator) for _ in range(2))
     action = 2 * torch.rand(BATCH, action_dim, generator=generator) - 1
     return [obs, action, torch.randn(BATCH, 1, generator=generator), next_obs, torch.zeros(BATCH, 1)]
-
-
-def best_turn(update: Callable[[], object], seconds: float) -> float:
-    """Milliseconds of CPU time of one update."""
-    best, until = float("inf"), time.monotonic() + seconds
-    for _ in range(10):
-        update()
-    while best == float("inf") or time.monotonic() < until:
-        begun, count = time.process_time(), 0
-        while time.process_time() < begun + TURN:
-            update()
-            count += 1
-        best = min(best, (time.process_time() - begun) / count)
-    return 1000 * best
 
 
 def d3rlpy_ms(python: str, seconds: float, obs_dim: int, action_dim: int, width: int) -> float:

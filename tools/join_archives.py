@@ -28,7 +28,7 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table]:
     """The record and the episodes of all. Raises ValueError naming the folder, the cell or the field that clashes."""
     records = [record.read(folder) for folder in folders]
     whole = {name: value for name, value in records[0].items() if name not in ("journal", "source")}
-    whole["cells"] = [cell | {"selected": True} for cell in whole["cells"]]
+    whole["cells"] = list(whole["cells"])
     whole["command"] = _portable(whole["command"])
     tables = [pq.read_table(folders[0] / EPISODES)]
     for folder, other in zip(folders[1:], records[1:]):
@@ -44,7 +44,7 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table]:
                     f"{folder}: {' · '.join(map(str, record.key_of(cell)))} is in {folders[0]} as {mine['run']} "
                     f"({mine['status']}), here as {cell['run']} ({cell['status']}); keep one of them"
                 )
-        whole["cells"] += [cell | {"selected": True} for cell in fresh]
+        whole["cells"] += fresh
         table = pq.read_table(folder / EPISODES)
         runs = pa.array([cell["run"] for cell in fresh], pa.string())
         tables.append(table.filter(pa.compute.is_in(table["run"], runs)))
@@ -53,6 +53,7 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table]:
         made, also = whole["provenance"], other["provenance"]
         revisions = [*made["revision"].split(", "), *also["revision"].split(", ")]
         whole["provenance"] = made | {"revision": ", ".join(dict.fromkeys(revisions))}
+    whole["cells"] = [cell | {"selected": True} for cell in whole["cells"]]
     return whole, pa.concat_tables(tables)
 
 

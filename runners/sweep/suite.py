@@ -410,7 +410,7 @@ def select(
 ) -> Suite:
     """The part of a suite that was asked for.
 
-    Without `algos`, methods that are `on_request` are left out. A name in `algos` is a method of the suite, or an
+    Without `algos`, methods that are `on_request` have no cells. A name in `algos` is a method of the suite, or an
     algorithm (all its methods), or another algorithm file: by name if it is in algos/, else by path. If it is a fork of
     an algorithm of the suite, it takes over that algorithm's settings there: both are compared under the same protocol.
     A fork is called after its original (`my_iql`, `iql_wide`) and has at least half of its lines, so `td3_bc` is no
@@ -418,7 +418,7 @@ def select(
     datasets.
     """
     _check_options("command line", "--set", overrides or {})
-    methods = [m for m in suite.methods if not m.on_request]
+    methods = list(suite.methods)
     if algos:
         methods = []
         for name in algos:
