@@ -12,6 +12,7 @@ seeds, not about other datasets. A dataset with one seed leaves the interval unk
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -80,8 +81,9 @@ def interval(
 ) -> Estimate:
     """A statistic with its stratified bootstrap interval, `method` being "percentile" or "BCa".
 
-    No interval (NaN) where a dataset has one seed, where all seeds of each dataset are equal, or where a value is not
-    finite. BCa needs BCA_SEEDS seeds on every dataset. Raises ValueError on other methods and too few resamples.
+    No interval (NaN) where a dataset has one seed, where all seeds of each dataset are equal, where no resample moves
+    the statistic (as where every seed of X beats every one of Y), or where a value is not finite. BCa needs BCA_SEEDS
+    seeds on every dataset. Raises ValueError on other methods and too few resamples.
     """
     if method not in ("percentile", "BCa"):
         raise ValueError(f"unknown bootstrap {method!r}; choose percentile or BCa")
@@ -103,6 +105,8 @@ def interval(
             strata, lambda *samples, axis=-1: statistic(*samples), vectorized=True, paired=False, method=method,
             n_resamples=resamples, confidence_level=level, rng=rng,
         ).confidence_interval  # fmt: skip
+    if math.isclose(found.low, found.high, rel_tol=1e-9, abs_tol=1e-12):  # no resample moves it: not a certainty
+        return Estimate(point, np.nan, np.nan)
     return Estimate(point, float(found.low), float(found.high))
 
 

@@ -105,7 +105,8 @@ def verdict_table(found: Sequence[Ranking]) -> tables.Table | None:
 
 
 def suite_table(results: Results, values: pd.DataFrame, measure: dict[str, str]) -> tables.Table | None:
-    """IQM, mean, median and optimality gap over all datasets, of methods with a value on every one.
+    """IQM, mean, median and optimality gap over all datasets, of methods with a value on every one; and how probably a
+    seed of the one with the highest mean beats one of each.
 
     None with a single dataset, without a common scale, or without such a method.
     """
@@ -114,27 +115,55 @@ def suite_table(results: Results, values: pd.DataFrame, measure: dict[str, str])
     if len(results.datasets) < 2 or common not in ({"score"}, {"success"}) or not strata:
         return None
     name = common.pop()
-    found = {method: aggregate.aggregates(own, aggregate.OPTIMAL[name]) for method, own in strata.items()}
+    episodes = values.groupby("method")["episodes"].sum()
+    found = {
+        method: aggregate.aggregates(own, aggregate.OPTIMAL[name])
+        | {"mean": stats.mean_of(own, name, episodes[method])}
+        for method, own in strata.items()
+    }
+    leader = max(found, key=lambda method: found[method]["mean"].point)
+    beats = _beats(leader, strata)
+    unknown = aggregate.Estimate(math.nan, math.nan, math.nan)
     rows = [
         {"method": method, "measure": name, "datasets": len(results.datasets)}
         | {
             f"{statistic}{end}": value
-            for statistic, estimate in own.items()
+            for statistic, estimate in (own | {"beaten": beats.get(method, unknown)}).items()
             for end, value in zip(("", "_low", "_high"), estimate)
         }
         for method, own in found.items()
     ]
+    titles = {"mean": f"mean [95 % {'Wilson' if name == 'success' else 'Student t'}]"}
     display = {"method": list(found)} | {
-        f"{statistic} [95 %]": [tables.interval(*own[statistic], _decimals(name)) for own in found.values()]
+        titles.get(statistic, f"{statistic} [95 %]"): [
+            tables.interval(*own[statistic], _decimals(name)) for own in found.values()
+        ]
         for statistic in next(iter(found.values()))
     }
+    if beats:
+        display[f"{leader} beats it [95 %]"] = [
+            tables.interval(*beats[method], 2) if method in beats else tables.DASH for method in found
+        ]
     notes = (
         f"Over all {len(results.datasets)} datasets, every one with the same weight; methods without a value on some "
-        f"are left out. Intervals: {stats.MIN_RESAMPLES:,} bootstrap resamples of seeds within each dataset, so they "
-        "speak of other seeds, not of other datasets, and are too short with few seeds. Median: of the datasets' means."
-        f" Optimality gap: mean distance to {aggregate.OPTIMAL[name]:g} of the seeds below it, lower is better.",
+        "are left out. Intervals speak of other seeds, not of other datasets. But for the mean's they come from "
+        f"{stats.MIN_RESAMPLES:,} bootstrap resamples of seeds within each dataset and are too short with few seeds. "
+        "Median: of the datasets' means. Optimality gap: mean distance of the seeds below "
+        f"{aggregate.OPTIMAL[name]:g} to it, lower is better.",
+        f"{leader} has the highest mean. That it beats a method: the probability that one of its seeds is above one of "
+        "the method's on the same dataset, mean over datasets. No interval: every resample says the same, or a "
+        "dataset has one seed.",
     )
     return tables.Table(pd.DataFrame(rows), pd.DataFrame(display), notes, ("optimality", "median"))
+
+
+def _beats(leader: str, strata: dict[str, list[np.ndarray]]) -> dict[str, aggregate.Estimate]:
+    """The probability of improvement of `leader` over each other method, as in the figure."""
+    if len(strata) < 2 or not all(np.isfinite(one).all() for own in strata.values() for one in own):
+        return {}
+    matrix = aggregate.improvement_matrix(strata)
+    own = matrix[matrix["x"] == leader]
+    return {row.y: aggregate.Estimate(row.point, row.low, row.high) for row in own.itertuples()}
 
 
 def suite_strata(results: Results, values: pd.DataFrame, measure: dict[str, str]) -> dict[str, list[np.ndarray]]:

@@ -112,9 +112,11 @@ def regret(curve: pd.Series, best: float, horizon: float | None = None) -> float
     """Mean over the steps from 0 to `horizon` of (best - value) / best, by the trapezoidal rule between evaluations.
 
     Without a horizon, to the last evaluation. Before the first evaluation its value stands, after the last one that.
-    NaN if an evaluation is.
+    NaN if an evaluation is, or if the first one lies behind the horizon: it says nothing of the steps before.
     """
     known = curve.sort_index()
+    if horizon is not None and len(known) and known.index[0] > horizon:
+        return math.nan
     steps = np.concatenate([[0.0], known.index.to_numpy(float)])
     values = np.concatenate([known.to_numpy(float)[:1], known.to_numpy(float)])
     if horizon is not None and len(known):
@@ -181,7 +183,7 @@ def _row(
     row: dict[str, float] = {}
     for name, step in [*((f"{share:g}", int(share * horizon)) for share in SHARES), ("end", int(end))]:
         values = [np.array([value_at(curve, step) for curve in curves])]
-        mean = _mean(values, measure, episodes, level)
+        mean = stats.mean_of(values, measure, episodes, level=level)
         row |= {f"steps_{name}": step, f"mean_{name}": mean.point, f"low_{name}": mean.low, f"high_{name}": mean.high}
     starts = np.array([before(curve) for curve in curves])
     row |= {"before": float(starts.mean()), "dip": float(np.mean([dip(curve, horizon) for curve in curves]))}
@@ -191,15 +193,10 @@ def _row(
     for name, steps in (("first", steps_to), ("stays", steps_to_stay)):
         reached = np.array([steps(curve, target) for curve in curves])
         row |= {f"{name}_at_level": float(np.median(reached)), f"{name}_reached": int(np.isfinite(reached).sum())}
-    losses = _mean([np.array([regret(curve, best, horizon) for curve in curves])], measure, episodes, level)
+    losses = stats.mean_of(
+        [np.array([regret(curve, best, horizon) for curve in curves])], measure, episodes, level=level
+    )
     return row | {"level": target, "regret": losses.point, "regret_low": losses.low, "regret_high": losses.high}
-
-
-def _mean(values: list[np.ndarray], measure: str, episodes: int, level: float) -> stats.Estimate:
-    """The mean over seeds; of rates, and of their distances to one, with an interval that stays in [0, 1]."""
-    if measure == "success":
-        return stats.rate_interval(values, episodes, level=level)
-    return stats.mean_interval(values, level=level)
 
 
 def _display(frame: pd.DataFrame, level: float) -> pd.DataFrame:

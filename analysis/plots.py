@@ -213,7 +213,11 @@ def improvement(results: Results, matrix: pd.DataFrame) -> Figure:
         axes.grid(visible=False)
         axes.tick_params(axis="x", rotation=40)
         axes.tick_params(axis="y", rotation=0)
-        _caption(figure, f"mean over datasets, ties as half; *: {100 * stats.LEVEL:g} % interval without 0.5")
+        level = f"{100 * stats.LEVEL:g} %"
+        _caption(
+            figure,
+            f"mean over datasets, ties as half; *: {level} interval without 0.5 (none where all resamples agree)",
+        )
     return figure
 
 

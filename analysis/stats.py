@@ -170,6 +170,14 @@ def rate_interval(strata: Sequence[np.ndarray], episodes: float, *, level: float
     return Estimate(point, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
 
 
+def mean_of(strata: Sequence[np.ndarray], measure: str, episodes: float, *, level: float = LEVEL) -> Estimate:
+    """The mean of a measure over strata: of success rates (or their distances to one), from `episodes` in
+    all, by `rate_interval`, of anything else by `mean_interval`."""
+    if measure == "success":
+        return rate_interval(strata, episodes, level=level)
+    return mean_interval(strata, level=level)
+
+
 def variance_of_mean(strata: Sequence[np.ndarray]) -> tuple[float, float]:
     """Variance of the mean over strata of their means, and its Welch-Satterthwaite degrees of freedom."""
     variances = np.array([values.var(ddof=1) / len(values) for values in strata]) / len(strata) ** 2

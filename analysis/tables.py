@@ -256,10 +256,7 @@ def _summary(strata: list[pd.DataFrame], measure: str, level: float, resamples: 
     everything = pd.concat(strata)
     evaluated = everything[~everything["diverged"]]
     middle = stats.bootstrap_interval(values, level=level, resamples=resamples)
-    if measure == "success":
-        mean = stats.rate_interval(values, everything["episodes"].sum(), level=level)
-    else:
-        mean = stats.mean_interval(values, level=level)
+    mean = stats.mean_of(values, measure, everything["episodes"].sum(), level=level)
     single = len(strata) == 1  # a spread over seeds, or a raw return, has no meaning across datasets
     return {
         "measure": measure,

@@ -66,7 +66,8 @@ def compare(
     """Compare two methods: `a` and `b` hold an array of seeds for each dataset.
 
     `paired`: the n-th seed of `a` and of `b` is the same on every dataset. `rates`: values are shares of successes, for
-    which Fisher's exact test takes over where the seeds show no spread, a seed being one trial. Raises ValueError where
+    which the interval stays in [-1, 1], and Fisher's exact test takes over where the seeds show no spread, a seed being
+    one trial. Raises ValueError where
     the lengths do not fit.
     """
     a, b = ([np.asarray(values, dtype=np.float64) for values in one] for one in (a, b))
@@ -91,6 +92,8 @@ def compare(
     p = 2 * float(scipy.special.stdtr(freedom, -abs(point) / error))
     half = float(scipy.special.stdtrit(freedom, (1 + level) / 2)) * error
     difference = Estimate(point, point - half, point + half)
+    if rates:  # no difference of rates is larger than one
+        difference = Estimate(point, max(-1.0, point - half), min(1.0, point + half))
     if p < 1 - level:
         return Verdict(BETTER if point > 0 else WORSE, difference, p, seeds, paired)
     return Verdict(EVEN, difference, p, seeds, paired, _needed(abs(point), variance, freedom, seeds, level))

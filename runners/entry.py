@@ -135,7 +135,9 @@ def execute(parsed: Parsed, train: Train, algo_file: Path, source: str, begun: B
         previous = {number: signal.signal(number, stop) for number in handled}
         try:
             print(f"{algo_file.stem} on {cfg.dataset}, seed {cfg.seed} -> {folder}", flush=True)
-            run.recorder.trackers = trackers.start(folder, parsed.config, run.count, options.tensorboard, options.wandb)
+            run.recorder.trackers = trackers.start(
+                folder, parsed.config, run.count, options.tensorboard, options.wandb, run.say
+            )
             train(cfg, run)
             run.finish(options.keep_checkpoint)
         except Stopped:

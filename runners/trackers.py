@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,12 +56,24 @@ def missing_extra(tensorboard: bool, wandb_project: str | None) -> str | None:
 
 
 def start(
-    folder: Path, config: dict[str, Any], first: int, tensorboard: bool, wandb_project: str | None
+    folder: Path,
+    config: dict[str, Any],
+    first: int,
+    tensorboard: bool,
+    wandb_project: str | None,
+    say: Callable[[str], None],
 ) -> list[Tracker]:
-    """The trackers asked for, in a run folder whose next update is `first`."""
-    out: list[Tracker] = []
+    """The trackers asked for, in a run folder whose next update is `first`. One that fails is left out with a line to
+    `say`: a service that is down costs no run."""
+    asked: list[Callable[[], Tracker]] = []
     if tensorboard:
-        out.append(TensorBoard(folder, first))
+        asked.append(lambda: TensorBoard(folder, first))
     if wandb_project:
-        out.append(WandB(wandb_project, folder, config))
+        asked.append(lambda: WandB(wandb_project, folder, config))
+    out: list[Tracker] = []
+    for begin in asked:
+        try:
+            out.append(begin())
+        except Exception as error:  # services and their clients fail in many ways
+            say(f"a tracker could not be started, the run goes on without it: {error or type(error).__name__}")
     return out

@@ -118,8 +118,9 @@ def _rows(
 def _row(
     dataset: str, method: str, values: pd.DataFrame, theirs: dict[str, Any] | None, measure: str
 ) -> dict[str, Any]:
-    own = values.loc[values["method"] == method, measure].to_numpy(float)
-    interval = stats.mean_interval([own])
+    seeds = values[values["method"] == method]
+    own = seeds[measure].to_numpy(float)
+    interval = stats.mean_of([own], measure, seeds["episodes"].sum())
     row = {
         "dataset": dataset,
         "method": method,

@@ -154,15 +154,25 @@ def _address_of(run: str, files: dict[str, bytes]) -> str:
     return address(PurePosixPath(run).parts[1], meaning_hash(files[ALGORITHM].decode()), config, data_hash)
 
 
+def _check_run(run: str) -> None:
+    """Raise BadInput for what is not the address of a run: a record made elsewhere may name any path."""
+    head, *names = PurePosixPath(run).parts or ("",)
+    if head != "runs" or len(names) != 3:
+        raise BadInput(f"run '{run}': an address is runs/ALGORITHM/DATASET/SEED-HASH")
+    for name in names:
+        check_name("run", name)
+
+
 def fetch_suite(url: str, results: Path) -> Path:
     """Bring the suite whose folder `url` is into `results`, with its finished runs; returns its folder there.
 
-    Raises BadInput if there is none, or if a run is damaged.
+    Raises BadInput if there is none, or if a run is damaged or lies where none can.
     """
     root, _, suite = url.rstrip("/").rpartition("/")
     mirror = Mirror(root, results)
     record = mirror.record_of(check_name("suite", suite))
     for cell in record["cells"]:
+        _check_run(cell["run"])
         if cell["status"] == "finished" and not (results / cell["run"] / STATUS).exists():
             try:
                 if not mirror.get(cell["run"], planned=False):

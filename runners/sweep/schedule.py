@@ -86,6 +86,8 @@ class Sweep:
             self._lock = lock_folder(self.folder, f"process {os.getpid()}")
         except Busy as error:
             raise BadInput(f"{error}: another sweep; wait for it or stop it") from None
+        except OSError as error:  # a full disk
+            raise BadInput(f"cannot write into {self.folder}: {error}") from error
         self.record = Record(self.folder, results, suite, command)
         self._counts: Counter[str] = Counter()
         self._running: list[Job] = []

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from helpers import command, small
 from resume import assert_same_run, checkpoint, kill, only_run
+from safetensors.torch import load_file
 
 from hoard.algos import iql
 from hoard.datasets import ReplayBuffer, load
@@ -54,6 +55,19 @@ def test_a_ratio_is_not_needed(tiny, run_file, tmp_path):
     rows = pd.read_parquet(only_run(tmp_path / "results") / "episodes.parquet")
     points = rows.groupby(["update", "env_step", "final"]).size().to_dict()
     assert points == {(20, 0, False): 2, (220, 200, False): 2, (420, 400, False): 2, (450, 430, True): 3}
+
+
+@pytest.mark.parametrize("name", ["iql", "cql", "awac"])
+def test_statistics_of_observations_are_those_of_the_data(name, tiny, run_file, tmp_path):
+    """Room for online steps that have not come yet must not count."""
+    options = small(tiny, updates=10, online_steps=200, normalize_obs="true", eval_every=200)
+    assert run_file(name, *options).returncode == 0
+    obs = load(tiny).obs
+    weights = load_file(only_run(tmp_path / "results") / "policy.safetensors")
+    (shift,) = (value for key, value in weights.items() if key.endswith("normalize.mean"))
+    (scale,) = (value for key, value in weights.items() if key.endswith("normalize.std"))
+    assert shift.numpy() == pytest.approx(obs.mean(axis=0), abs=1e-4)
+    assert scale.numpy() == pytest.approx(obs.std(axis=0) + 1e-3, abs=2e-3)
 
 
 @pytest.mark.slow

@@ -69,6 +69,13 @@ def test_improvement_by_hand():
     assert np.isnan(matrix.loc[("a", "b"), "low"])  # one dataset has a single seed
 
 
+def test_what_no_resample_moves_has_no_interval():
+    above, below = [np.array([3.0, 4.0, 5.0])] * 2, [np.array([0.0, 1.0, 2.0])] * 2
+    matrix = aggregate.improvement_matrix({"a": above, "b": below}).set_index(["x", "y"])
+    assert matrix.loc[("a", "b"), "point"] == 1.0
+    assert matrix.loc[[("a", "b"), ("b", "a")], ["low", "high"]].isna().all(axis=None)
+
+
 def test_unequal_seeds_weigh_a_dataset_no_more():
     few, many = np.array([0.0, 0.0]), np.full(8, 1.0)
     for statistic in (aggregate.mean, aggregate.median, aggregate.iqm):

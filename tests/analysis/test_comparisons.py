@@ -139,9 +139,24 @@ def test_over_the_suite(quick, tmp_path):
     assert rows["median"].to_dict() == pytest.approx(means.median(axis=1).to_dict())
     assert (rows["mean_low"] < rows["mean"]).all()
     assert rows.loc["bc", "optimality gap"] == pytest.approx(100 - rows.loc["bc", "mean"])  # all below 100
+    leader = rows["mean"].idxmax()
     assert found.display.columns.tolist() == [
-        "method", "IQM [95 %]", "mean [95 %]", "median [95 %]", "optimality gap [95 %]",
+        "method", "IQM [95 %]", "mean [95 % Student t]", "median [95 %]", "optimality gap [95 %]",
+        f"{leader} beats it [95 %]",
     ]  # fmt: skip
+    for other in rows.index.drop(leader):  # by hand, pair for pair
+        shares = []
+        for dataset in loaded.datasets:
+            one, two = (
+                values.loc[(values["dataset"] == dataset) & (values["method"] == method), "score"]
+                for method in (leader, other)
+            )
+            shares.append(np.mean([(a > b) + 0.5 * (a == b) for a in one for b in two]))
+        assert rows.loc[other, "beaten"] == pytest.approx(np.mean(shares))
+        low, high = rows.loc[other, "beaten_low"], rows.loc[other, "beaten_high"]
+        assert np.isnan(low) == np.isnan(high)
+        assert np.isnan(low) or low <= rows.loc[other, "beaten"] <= high
+    assert np.isnan(rows.loc[leader, "beaten"])
     raw = dict.fromkeys(loaded.datasets, "return")
     assert comparisons.suite_table(loaded, values, raw) is None
     sweep = Sweep(tmp_path / "one")

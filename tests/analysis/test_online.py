@@ -35,6 +35,9 @@ def test_regret():
     assert online.regret(curve((100, 120.0)), 100) == pytest.approx(-0.2)
     assert math.isnan(online.regret(curve((0, 40.0)), 100))
     assert math.isnan(online.regret(curve((100, 40.0), (200, math.nan)), 100))
+    # What is first seen behind the horizon says nothing of the steps before it.
+    assert math.isnan(online.regret(curve((100, 90.0), (200, 90.0)), 100, horizon=99))
+    assert online.regret(curve((100, 90.0), (200, 90.0)), 100, horizon=100) == pytest.approx(0.1)
 
 
 def test_table(sweep):

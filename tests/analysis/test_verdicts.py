@@ -92,3 +92,11 @@ def test_holm():
     assert verdicts.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert verdicts.holm([0.5, np.nan, 0.6]) == pytest.approx([1.0, np.nan, 1.0], nan_ok=True)
     assert len(verdicts.holm([])) == 0
+
+
+def test_differences_of_rates_stay_in_range():
+    always, never = np.array([1.0, 1.0, 1.0]), np.array([0.0, 0.0, 0.005])
+    rates = verdicts.compare([always], [never], paired=False, rates=True)
+    assert rates.difference.high == 1 > rates.difference.low > 0.98
+    assert verdicts.compare([always], [never], paired=False).difference.high > 1
+    assert verdicts.compare([never], [always], paired=False, rates=True).difference.low == -1

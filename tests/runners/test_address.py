@@ -123,10 +123,12 @@ def test_the_numbers_of_this_epoch(run_file, tiny, tmp_path):
 
     Compared with a tolerance that lets rounding on another processor pass.
     """
-    run_file("bc", *small(tiny))
-    run_file("iql", *small(tiny))
+    online = {"updates": 0, "online_steps": 230, "start_steps": 210, "eval_every": 200}
+    rounds = {"updates": None, "hidden": None, "batch_size": None, "online_steps": 300, "batch_steps": 300}
+    options = {"bc": {}, "iql": {}, "sac": online, "hnpg": rounds | {"eval_every": 300}}
     got = {}
-    for name in ("bc", "iql"):
+    for name, own in options.items():
+        assert run_file(name, *small(tiny, **own)).returncode == 0
         (folder,) = (tmp_path / "results" / "runs" / name).glob("*/*")
         rows = pd.read_parquet(folder / "episodes.parquet")
         got[name] = rows[rows.final]["return"].tolist()
@@ -134,5 +136,12 @@ def test_the_numbers_of_this_epoch(run_file, tiny, tmp_path):
     assert got == {name: pytest.approx(values, rel=1e-3) for name, values in expected.items()}
 
 
-# Final returns of `small(tiny)` with seed 0, by epoch.
-EPOCHS = {1: {"bc": [-1122.55, -1295.73, -1291.64], "iql": [-1632.70, -1518.72, -1530.76]}}
+# Final returns with seed 0, by epoch.
+EPOCHS = {
+    1: {
+        "bc": [-1122.55, -1295.73, -1291.64],
+        "iql": [-1632.70, -1518.72, -1530.76],
+        "sac": [-1480.55, -1313.18, -1342.40],
+        "hnpg": [-1516.51, -764.90, -971.17],
+    }
+}

@@ -17,6 +17,7 @@ import torch
 from helpers import ROOT, command, small
 from resume import Killed, assert_same, assert_same_run, checkpoint, only_run
 
+from hoard.runners import trackers
 from hoard.runners.evaluate import Evaluator
 
 
@@ -326,6 +327,41 @@ def test_a_metric_that_appears_late_is_kept(tiny, run_file, tmp_path):
     late = metrics.set_index("update")["late"]
     assert late.loc[:30].isna().all()
     assert late.loc[40:].tolist() == [35.5, 45.5, 55.5]  # window means
+
+
+def test_a_tracker_that_fails_costs_no_run(tiny, run_file, tmp_path, monkeypatch):
+    """At its start, in its calls, at its end."""
+
+    class Fails:
+        def __call__(self, update, values):
+            raise ConnectionError("no network")
+
+        def close(self):
+            raise ConnectionError("still none")
+
+    class NeverStarts:
+        def __init__(self, *_):
+            raise ConnectionError("nobody there")
+
+    class FailsAtItsEnd(Fails):
+        def __call__(self, update, values):
+            pass
+
+    for tensorboard, wandb in ((NeverStarts, lambda *_: Fails()), (lambda *_: FailsAtItsEnd(), NeverStarts)):
+        results = tmp_path / f"results{tensorboard is NeverStarts}"
+        monkeypatch.setattr(trackers, "missing_extra", lambda *_: None)
+        monkeypatch.setattr(trackers, "TensorBoard", tensorboard)
+        monkeypatch.setattr(trackers, "WandB", wandb)
+        options = ["--tensorboard", "true", "--wandb", "project"]
+        assert run_file("bc", *small(tiny), *options, results=results).returncode == 0
+        (folder,) = results.glob("runs/*/*/*")
+        assert json.loads((folder / "status.json").read_text())["status"] == "finished"
+        said = (folder / "log.txt").read_text()
+        assert "a tracker could not be started, the run goes on without it: nobody there" in said
+        if tensorboard is NeverStarts:
+            assert said.count("Fails failed and is left out from here on: no network") == 1
+        else:
+            assert "FailsAtItsEnd could not be closed: still none" in said
 
 
 def test_tensorboard_is_an_option(tiny, run_file, tmp_path):

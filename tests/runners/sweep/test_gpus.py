@@ -6,9 +6,10 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
+import torch
 from helpers import ROOT
 
-from hoard.cli import main
+from hoard.cli import bench, main
 from hoard.runners.sweep.gpus import Gpus
 from hoard.runners.sweep.limits import Limits, Resources
 from hoard.runners.sweep.schedule import Sweep
@@ -172,3 +173,11 @@ def test_wrong_lists_of_gpus_are_refused(suite_file, tmp_path, args, message, ca
         main(["bench", str(suite_file), "--results", str(tmp_path / "results"), *args])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_gpus_that_nobody_deals_out_are_named(monkeypatch):
+    for count, jobs, said in ((0, 4, False), (1, 1, False), (1, 4, True), (2, 1, True)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        note = bench._undealt(jobs)
+        assert bool(note) == said
+    assert "--gpus 0,1 deals them out" in note

@@ -114,6 +114,16 @@ def test_a_damaged_copy_is_told(store, tmp_path, name, old, new, message):
         fetch_suite("memory://box/r/small", tmp_path)
 
 
+@pytest.mark.parametrize("run", ["../../../elsewhere/x", "runs/bc/../../..", "/runs/bc/x/0-1", "runs/bc", ""])
+def test_a_record_that_names_other_places_is_refused(made, store, tmp_path, run):
+    record = json.loads(store.cat_file("/box/r/small/cells.json"))
+    record["cells"][0]["run"] = run
+    store.pipe_file("/box/r/small/cells.json", json.dumps(record).encode())
+    with pytest.raises(BadInput, match="run '"):
+        fetch_suite("memory://box/r/small", tmp_path / "here")
+    assert not (tmp_path / "here" / "small").exists()
+
+
 def test_a_sweep_makes_a_damaged_copy_anew(made, store, tmp_path, capsys):
     run = run_in(store).removeprefix("/box/r/")
     store.pipe_file(f"{run_in(store)}/status.json", b"{}")
