@@ -173,6 +173,23 @@ def online_table(results: Results, metric: str = "score", level: float = stats.L
     return tables.Table(frame, _display(frame, level), tuple(_notes(frame, cut, level)), SPARE)
 
 
+def regrets(results: Results, dataset: str, measure: str) -> dict[str, pd.Series]:
+    """Of each method that took environment steps on a dataset: the regret of its seeds over the steps that all took."""
+    best = BEST.get(measure)
+    rows = results.evaluations
+    own = rows[(rows["variant"] == "") & (rows["dataset"] == dataset)]
+    online = own.loc[own["env_step"] > 0, "method"].unique()
+    curves = {name: _seed_curves(results, own[own["method"] == name], measure) for name in online}
+    curves = {name: found for name, found in curves.items() if found}
+    if best is None or not curves:
+        return {}
+    horizon = min(reach(found.values()) for found in curves.values())
+    return {
+        name: pd.Series({seed: regret(curve, best, horizon) for seed, curve in found.items()})
+        for name, found in curves.items()
+    }
+
+
 SPARE = ("dip", "25 %", "own end", "50 %", "before", "regret", "first")  # as in `tables`
 
 

@@ -31,6 +31,7 @@ from hoard.records.folder import status_of
 from hoard.records.locks import is_locked, lock_folder
 from hoard.runners.progress import generation_bar
 from hoard.runners.sweep import local, packs, prepare, view
+from hoard.runners.sweep.ahead import making_ahead
 from hoard.runners.sweep.gpus import Gpus
 from hoard.runners.sweep.job import Job, Launcher, Process, Start, end_all, how_it_ended, start_here, tail
 from hoard.runners.sweep.limits import GRACE, TRANSIENT, Limits
@@ -160,19 +161,19 @@ class Sweep:
         for job in self.work:
             if job.status == "pending":
                 by_dataset[job.cell.dataset].append(job)
-        for dataset_id, jobs in by_dataset.items():
-            if not jobs:
-                continue
-            try:
-                with generation_bar(self.console, dataset_id) as progress:
-                    data = datasets.load(dataset_id, progress)
-            except datasets.DatasetError as error:
+        wanted = {dataset_id: jobs for dataset_id, jobs in by_dataset.items() if jobs}
+        with making_ahead(list(wanted), self.jobs):
+            for dataset_id, jobs in wanted.items():
+                try:
+                    with generation_bar(self.console, dataset_id) as progress:
+                        data = datasets.load(dataset_id, progress)
+                except datasets.DatasetError as error:
+                    for job in jobs:
+                        job.fail("refused", str(error))
+                    self.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+                    continue
                 for job in jobs:
-                    job.fail("refused", str(error))
-                self.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-                continue
-            for job in jobs:
-                job.data_hash = data.content_hash
+                    job.data_hash = data.content_hash
 
     # --- the runs ---
 

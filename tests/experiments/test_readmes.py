@@ -6,8 +6,11 @@ import shutil
 
 import pytest
 from helpers import ROOT
+from synthetic import script
 
 from hoard.analysis import report, results
+
+paired = script(ROOT / "tools" / "paired.py")
 
 EXPERIMENTS = ROOT / "experiments"
 NAMES = sorted(path.parent.name for path in EXPERIMENTS.glob("*/cells.json"))
@@ -49,6 +52,17 @@ def test_rows_shown_are_rows_of_the_table(name):
             shown = [cell for cell in row if re.search(r"\[.*\]| at |/\d+\)", cell)]  # intervals, values at steps
             shown = shown or [cell for cell in row if cell]  # of one seed: everything
             assert any(set(shown) <= set(known) for known in source), row
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paired_differences_are_those_of_the_runs(name):
+    """`<!-- paired A B C D -->`: what `tools/paired.py` prints for these methods."""
+    folder = EXPERIMENTS / name
+    page = (folder / "README.md").read_text()
+    for methods, block in re.findall(r"<!-- paired ([\w ]+) -->\n(.*?)<!-- /paired -->", page, re.S):
+        pairs = list(zip(methods.split()[::2], methods.split()[1::2], strict=True))
+        lines = [paired.HEAD, *paired.rows(results.load(folder), pairs)]
+        assert block.split("\n") == [*"\n".join(lines).split("\n"), ""]
 
 
 def test_tables_are_shown():
