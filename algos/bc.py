@@ -164,6 +164,7 @@ SEARCH: dict[str, tuple[Any, ...]] = {
     "lr": ("log", 1e-4, 1e-2),
     "top_fraction": ("log", 0.05, 1.0),
     "dropout": ("uniform", 0.0, 0.3),
+    "input_noise": ("uniform", 0.0, 0.4),
 }
 
 

@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from hoard.datasets import Dataset, ReplayBuffer
 from hoard.runners import History, Run, main
-from hoard.runners.nn import ObsNormalizer, clipped_gradient_step, compiled, drop, linear, set_lr, uniform
+from hoard.runners.nn import (
+    ObsNormalizer,
+    clipped_gradient_step,
+    compiled,
+    drop,
+    gaussian_noise,
+    linear,
+    set_lr,
+    uniform,
+)
 
 
 @dataclass
@@ -51,6 +60,7 @@ class Config:
     clip_norm: float = 0.25  # global norm that gradients are clipped to
     init: Literal["normal", "torch"] = "normal"  # weight initialisation
     dropout: float = 0.1  # on embeddings, attention and residual branches while training
+    input_noise: float = 0.0  # standard deviation of Gaussian noise on standardised obs and returns-to-go in training
     # --- return conditioning ---
     return_scale: float = 0.0  # divisor of returns-to-go; 0 is their range in the dataset
     target_rule: Literal["max_return", "dataset_range", "reference_range"] = "max_return"  # see `target_of`
@@ -68,6 +78,8 @@ class Config:
         """Raise ValueError for options that make no sense, naming what would be right."""
         if self.width % self.heads:
             raise ValueError(f"heads {self.heads}: must divide width {self.width}")
+        if self.input_noise < 0:
+            raise ValueError(f"input_noise {self.input_noise}: must be 0 or more")
 
 
 LONG: dict[str, Any] = {
@@ -221,7 +233,7 @@ def actor_loss(
     return loss, {"losses/actor": loss.detach()}
 
 
-# --- targets and parameter groups ---
+# --- targets, noise, parameter groups ---
 
 
 def target_of(dataset: Dataset, cfg: Config, fraction: float) -> float:
@@ -239,6 +251,16 @@ def target_of(dataset: Dataset, cfg: Config, fraction: float) -> float:
     if dataset.ref_min is None or dataset.ref_max is None:
         raise ValueError(f"target_rule reference_range: {dataset.id} has no reference returns; use dataset_range")
     return dataset.ref_min + fraction * (dataset.ref_max - dataset.ref_min)
+
+
+def noisy(
+    batch: dict[str, Tensor], obs_std: Tensor, input_noise: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The windows with Gaussian noise on obs, in units of `obs_std` (obs_dim,), and on returns-to-go."""
+    if not input_noise:
+        return batch
+    obs = batch["obs"] + obs_std * gaussian_noise(torch.zeros_like(batch["obs"]), input_noise, generator)
+    return batch | {"obs": obs, "return_to_go": gaussian_noise(batch["return_to_go"], input_noise, generator)}
 
 
 def parameter_groups(actor: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -280,6 +302,7 @@ def train(cfg: Config, run: Run) -> None:
     for number in run.loop(cfg.updates):
         set_lr(optimizer, cfg.lr * min(1.0, number / max(1, cfg.warmup)))
         batch = buffer.sample_sequences(cfg.batch_size, cfg.context, generator)
+        batch = noisy(batch, actor.normalize.std, cfg.input_noise, generator)
         run.log(update(batch, actor.draws(batch, generator)))
         if run.evaluation_due:
             run.evaluate(actor)
@@ -291,6 +314,7 @@ SEARCH: dict[str, tuple[Any, ...]] = {
     "lr": ("log", 1e-4, 3e-3),
     "context": ("choice", [5, 10, 20]),
     "dropout": ("uniform", 0.0, 0.3),
+    "input_noise": ("uniform", 0.0, 0.4),
     "target_fraction": ("uniform", 0.5, 1.5),
 }
 

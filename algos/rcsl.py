@@ -221,6 +221,7 @@ SEARCH: dict[str, tuple[Any, ...]] = {
     "lr": ("log", 1e-4, 1e-2),
     "target_fraction": ("uniform", 0.8, 1.2),
     "dropout": ("uniform", 0.0, 0.3),
+    "input_noise": ("uniform", 0.0, 0.4),
 }
 
 

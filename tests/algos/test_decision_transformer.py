@@ -142,10 +142,25 @@ def test_dropout_is_drawn_from_the_given_generator_and_off_when_acting():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_noise_is_of_the_standardised_inputs_and_of_nothing_else():
+    batch, std = batch_of([40] * 200, 40), torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+    assert dt.noisy(batch, std, 0.0, generator(1)) is batch
+    made = dt.noisy(batch, std, 0.2, generator(1))
+    added = {name: made[name] - batch[name] for name in ("obs", "return_to_go")}
+    assert added["obs"].std(dim=(0, 1)).tolist() == pytest.approx((0.2 * std).tolist(), rel=0.05)
+    assert added["return_to_go"].std().item() == pytest.approx(0.2, rel=0.05)
+    assert all(made[name] is batch[name] for name in ("action", "timestep", "mask"))
+    again = dt.noisy(batch, std, 0.2, generator(1))
+    assert torch.equal(made["obs"], again["obs"])
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"heads": 3}, "heads 3"), ({"heads": 0}, "heads 0"), ({"context": 0}, "context 0"), ({"lr": 0.0}, "lr 0")],
-)
+    [
+        ({"heads": 3}, "heads 3"), ({"heads": 0}, "heads 0"), ({"context": 0}, "context 0"), ({"lr": 0.0}, "lr 0"),
+        ({"input_noise": -0.1}, "input_noise -0.1"),
+    ],
+)  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options, word):
     with pytest.raises(BadInput, match=word):
         check(dt.Config(**options))
@@ -309,7 +324,7 @@ def tiny_options(dataset: str, **options: object) -> list[str]:
 
 def test_a_run_from_the_command_line(tiny, run_file, tmp_path):
     """And the policy that it keeps is the one that was scored: target and scales are kept with the weights."""
-    done = run_file("decision_transformer", *tiny_options(tiny, extra_targets=0.5))
+    done = run_file("decision_transformer", *tiny_options(tiny, extra_targets=0.5, input_noise=0.1))
     assert done.returncode == 0, done.stderr + done.stdout
     folder = only_run(tmp_path / "results")
     rows = pd.read_parquet(folder / "episodes.parquet")

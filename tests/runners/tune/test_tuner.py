@@ -45,7 +45,7 @@ def test_a_study_finds_settings_tests_them_and_goes_on_by_name(tune, tmp_path, c
     trials = trials_of(results)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
     assert trials[0].user_attrs["default"]
-    assert trials[0].params == {"lr": 3e-4, "top_fraction": 1.0, "dropout": 0.0}
+    assert trials[0].params == {"lr": 3e-4, "top_fraction": 1.0, "dropout": 0.0, "input_noise": 0.0}
 
     # the objective: the last evaluation, in runs like any other
     for trial in trials:
@@ -338,7 +338,7 @@ def test_wrong_options_are_refused(tune, option, message, capsys):
 
 
 def test_nothing_to_search_and_nothing_declared(tune, tmp_path, capsys):
-    assert call(tune(options=("lr=0.1", "top_fraction=0.5", "dropout=0.1"))) == 2
+    assert call(tune(options=("lr=0.1", "top_fraction=0.5", "dropout=0.1", "input_noise=0.1"))) == 2
     assert "nothing is left to search" in capsys.readouterr().err
     (tmp_path / "mine.py").write_text((ROOT / "algos" / "bc.py").read_text().replace("SEARCH", "_SEARCH"))
     assert call(tune(algo=tmp_path / "mine.py")) == 2
