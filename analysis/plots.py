@@ -399,11 +399,17 @@ def target_rows(results: Results) -> pd.DataFrame:
 
 
 def method_styles(results: Results) -> dict[str, dict[str, Any]]:
-    """Colour, line style and marker of each method: the colour is its algorithm's, the others follow its place."""
+    """Colour, line style and marker of each method: the colour is its algorithm's, the others follow its place.
+
+    Where all are of one algorithm, the colour follows the place, too.
+    """
     algos = dict(zip(results.cells["method"], results.cells["algo"]))
+    colors = {method: color_of(method, algos[method]) for method in results.methods}
+    if len(set(colors.values())) == 1 < len(colors):
+        colors = {method: PALETTE[place % len(PALETTE)] for place, method in enumerate(results.methods)}
     return {
         method: {
-            "color": color_of(method, algos[method]),
+            "color": colors[method],
             "linestyle": LINE_STYLES[place // len(MARKERS) % 4 if len(results.methods) > len(MARKERS) else place % 4],
             "marker": MARKERS[place % len(MARKERS)],
         }

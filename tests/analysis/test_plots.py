@@ -101,6 +101,12 @@ def test_methods_differ_without_colour(sweep):
     assert [(line.get_marker(), line.get_linestyle()) for line in drawn] == looks
 
 
+def test_the_ablations_of_one_algorithm_differ_in_colour(sweep):
+    for name in ("moorl", "moorl_k1", "moorl_eta1"):
+        sweep.cell(name, DATASET, 0, curve=[1.0, 2.0])
+    assert len({style["color"] for style in plots.method_styles(results.load(sweep.write())).values()}) == 3
+
+
 def test_an_algorithm_has_one_colour_everywhere(sweep, tmp_path):
     """Whatever else a suite compares, and in whatever order."""
     one, other = Sweep(tmp_path / "one"), Sweep(tmp_path / "other")
