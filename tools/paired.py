@@ -33,7 +33,7 @@ def rows(loaded: results.Results, pairs: Sequence[tuple[str, str]]) -> Iterator[
             if len(ends) == 2:
                 regret = _difference(lost[a], lost[b], 2) if a in lost and b in lost else tables.DASH
                 seeds = len(ends[0].index.intersection(ends[1].index))
-                yield f"| `{dataset}` | {a} | {b} | {seeds} | {_difference(*ends, 1)} | {regret} |"
+                yield f"| `{dataset}` | {a} | {b} | {seeds} | {_difference(ends[0], ends[1], 1)} | {regret} |"
 
 
 def _difference(a: pd.Series, b: pd.Series, decimals: int) -> str:

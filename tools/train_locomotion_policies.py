@@ -5,7 +5,8 @@
 
 What ships came from these commands; halfcheetah had 300,000 steps as well (18 minutes), walker2d 400,000 (23 minutes).
 
-``train`` keeps the actor every `snapshot_every` steps. It is not resumed, but ``choose`` also takes what a training
+``train`` keeps the actor every `snapshot_every` steps, and every action that was taken (what ships came from a `train`
+that kept actors alone). It is not resumed, but ``choose`` also takes what a training
 that was stopped has left: it rounds the snapshots to what is stored, measures each, names the medium and the expert
 one, measures the rungs of the ladder again on other episodes, and writes ``<task>.safetensors`` and
 ``<task>.json``.
@@ -28,6 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 import tyro
@@ -49,7 +51,8 @@ from hoard.datasets.recipes.locomotion_policies import (
 
 TaskName = Literal["hopper", "halfcheetah", "walker2d"]
 _SNAPSHOT = re.compile(r"step(\d{8})\.safetensors")
-_RECORD = "training.json"
+_RECORD, _ACTIONS = "training.json", "actions.safetensors"
+_GRID = np.float32(127)  # actions are whole numbers of 1 / 127
 # Reset seeds with the top bit set are for evaluation; those of the data and of the training have it not.
 _FIRST_LOOK, _SECOND_LOOK = 2**31, 2**31 + 2**20
 
@@ -83,19 +86,49 @@ class Choose:
     weights: Path = WEIGHTS  # where the two files go
     episodes: int = 20  # for the first look at each snapshot
     final_episodes: int = 100  # for the numbers on record
-    medium_share: float = 0.4  # medium is the first snapshot with this share of the expert's score
-    expert_share: float = 0.25  # the expert is the best of this last share of the snapshots
+    medium_share: float = 0.4  # medium is the first sturdy snapshot with this share of the expert's score
+    expert_share: float = 0.25  # the expert is the best sturdy one of this last share of the snapshots
+    shake: float = 0.0  # every weight is changed by a normal number of this size, relative to it ...
+    sturdy: float = 0.9  # ... and a snapshot that keeps this share of its score is sturdy; all are with shake 0
+    shakes: int = 5  # changed actors for the look at that, which share the episodes
 
 
 # --- training ---
 
 
-class _Snapshots(BaseCallback):
-    """Saves the actor every so many steps, and the record of the training with it."""
+class Rounded(gym.ActionWrapper):
+    """Takes actions on a grid of 1 / 127 and keeps them, so that the whole replay can be stored: a byte a number.
 
-    def __init__(self, config: Train) -> None:
+    `taken` (steps, action_dim) int8 are the actions of all episodes on end. The first episode starts from a reset with
+    the seed of the environment, the others from resets without one: the same resets and actions repeat them all.
+    """
+
+    def __init__(self, env: gym.Env, room: int) -> None:
+        super().__init__(env)
+        self._taken = np.zeros((room, *env.action_space.shape), np.int8)  # type: ignore[misc]
+        self._steps = 0
+
+    @property
+    def taken(self) -> np.ndarray:
+        return self._taken[: self._steps]
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        self._taken[self._steps] = np.rint(np.clip(action, -1, 1) * _GRID)
+        self._steps += 1
+        return action_of(self._taken[self._steps - 1])
+
+
+def action_of(whole: np.ndarray) -> np.ndarray:
+    """The actions, float32 in [-1, 1], that `Rounded` has kept as int8."""
+    return whole.astype(np.float32) / _GRID
+
+
+class _Snapshots(BaseCallback):
+    """Saves the actor every so many steps, and with it the record of the training and the actions so far."""
+
+    def __init__(self, config: Train, envs: list[Rounded]) -> None:
         super().__init__()
-        self.config, self.saved, self.returns = config, 0, []  # type: ignore[var-annotated]
+        self.config, self.envs, self.saved, self.returns = config, envs, 0, []  # type: ignore[var-annotated]
         self.started = time.process_time(), time.time()
 
     def _on_step(self) -> bool:
@@ -122,6 +155,8 @@ class _Snapshots(BaseCallback):
             "episode_returns": self.returns,  # [step, return] of the training's own episodes
         }
         _write(self.config.out / _RECORD, json.dumps(record).encode())
+        actions = np.stack([env.taken for env in self.envs])  # (envs, steps, action_dim)
+        _write(self.config.out / _ACTIONS, safetensors.save({"actions": actions}))
         recent = [r for _, r in self.returns[-20:]]
         mean = float(np.mean(recent)) if recent else float("nan")
         print(
@@ -156,7 +191,13 @@ def train(config: Train) -> None:
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # v4 is called out of date; D4RL's scores need it
-        envs = make_vec_env(TASKS[config.task].env_id, n_envs=config.envs, seed=config.seed)
+        envs: Any = make_vec_env(
+            TASKS[config.task].env_id,
+            n_envs=config.envs,
+            seed=config.seed,
+            wrapper_class=Rounded,  # type: ignore[arg-type]
+            wrapper_kwargs={"room": config.steps // config.envs + 1},
+        )
     model = SAC(
         "MlpPolicy",
         envs,
@@ -172,7 +213,7 @@ def train(config: Train) -> None:
         seed=config.seed,
         device="cpu",
     )
-    snapshots = _Snapshots(config)
+    snapshots = _Snapshots(config, envs.envs)
     model.learn(config.steps, callback=snapshots)
     snapshots.write_record()
     envs.close()
@@ -197,17 +238,45 @@ def measure(stage: Stage, task: str, actor: Actor | None, first_seed: int, episo
     }
 
 
-def choose_levels(scores: list[float], medium_share: float, expert_share: float) -> tuple[int, int]:
+def shaken(actor: Actor, size: float, rng: np.random.Generator) -> Actor:
+    """The actor with every number changed by a normal one of this size, relative to it."""
+
+    def changed(parts: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return tuple(part * (1 + size * rng.standard_normal(part.shape)).astype(np.float32) for part in parts)
+
+    return Actor(changed(actor.weights), changed(actor.biases))
+
+
+def choose_levels(
+    scores: list[float], medium_share: float, expert_share: float, sturdy: list[bool] | None = None
+) -> tuple[int, int]:
     """Indices of the medium and the expert snapshot, from the scores of all in the order of training.
 
-    Raises ValueError where there is no medium one below the expert.
+    Only those that are `sturdy` are taken. Raises ValueError where none of the last share is, or where there is no
+    medium one below the expert.
     """
+    sturdy = sturdy or [True] * len(scores)
     tail = max(1, round(expert_share * len(scores)))
-    expert = len(scores) - tail + int(np.argmax(scores[-tail:]))
-    medium = next(i for i, score in enumerate(scores) if score >= medium_share * scores[expert])
+    last = [i for i in range(len(scores) - tail, len(scores)) if sturdy[i]]
+    if not last:
+        raise ValueError(f"none of the last {tail} snapshots is sturdy")
+    expert = max(last, key=lambda i: scores[i])
+    medium = next(
+        i for i, score in enumerate(scores) if i == expert or (sturdy[i] and score >= medium_share * scores[expert])
+    )
     if medium >= expert:
         raise ValueError(f"no snapshot before the expert's has {medium_share} of its score {scores[expert]:.1f}")
     return medium, expert
+
+
+def _shaken_score(stage: Stage, config: Choose, actor: Actor) -> float:
+    """The D4RL score of the actor with its weights changed: the mean over several changes."""
+    scores = []
+    for k in range(config.shakes):
+        changed = shaken(actor, config.shake, np.random.default_rng((NOISE_SEED, k)))
+        first = _FIRST_LOOK + k * config.episodes
+        scores.append(measure(stage, config.task, changed, first, max(2, config.episodes // config.shakes), mode=False))
+    return round(float(np.mean([row["d4rl_score"] for row in scores])), 2)
 
 
 def choose(config: Choose) -> None:
@@ -222,11 +291,16 @@ def choose(config: Choose) -> None:
     actors = [_load_snapshot(path).rounded() for path in files]
     stage = Stage(config.task)
 
-    curve = []
+    curve, sturdy = [], []
     for step, actor in zip(steps, actors):
-        curve.append({"step": step, **measure(stage, config.task, actor, _FIRST_LOOK, config.episodes, mode=False)})
-        print(f"{step:9,} steps: {curve[-1]}", flush=True)
-    medium, expert = choose_levels([row["d4rl_score"] for row in curve], config.medium_share, config.expert_share)
+        seen = {"step": step, **measure(stage, config.task, actor, _FIRST_LOOK, config.episodes, mode=False)}
+        if config.shake:
+            seen["shaken"] = _shaken_score(stage, config, actor)
+        curve.append(seen)
+        sturdy.append(seen.get("shaken", seen["d4rl_score"]) >= config.sturdy * seen["d4rl_score"])
+        print(f"{step:9,} steps: {seen}", flush=True)
+    scores = [row["d4rl_score"] for row in curve]
+    medium, expert = choose_levels(scores, config.medium_share, config.expert_share, sturdy)
 
     ladder = [*range(medium + 1), expert]
     rungs: list[dict[str, Any]] = []
@@ -253,6 +327,8 @@ def choose(config: Choose) -> None:
         "choice": {
             "medium_share": config.medium_share,
             "expert_share": config.expert_share,
+            "shake": config.shake,
+            "sturdy": config.sturdy,
             "evaluated_with": {name: version(name) for name in ("gymnasium", "mujoco", "numpy")},
         },
         "rungs": rungs,

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 import train_locomotion_policies as locomotion_training
 from gymnasium.envs.registration import EnvSpec
+from safetensors import numpy as safetensors
 
 from hoard import datasets
 from hoard.datasets import DatasetError, recipes
@@ -403,14 +405,35 @@ def test_a_small_training_from_start_to_dataset(tmp_path, capsys):
     locomotion_training.train(config)
     torch.set_num_threads(before)
     files = sorted(path.name for path in (tmp_path / "run").glob("*.safetensors"))
-    assert files == [f"step{step:08d}.safetensors" for step in range(200, 1001, 200)]
+    assert files == ["actions.safetensors", *(f"step{step:08d}.safetensors" for step in range(200, 1001, 200))]
     training = json.loads((tmp_path / "run" / "training.json").read_text())
     assert training["options"]["lr"] == 1e-3
     assert (training["steps_done"], training["updates_done"]) == (1000, 450)
     with pytest.raises(FileExistsError, match="holds snapshots already"):
         locomotion_training.train(config)
 
+    actions = safetensors.load_file(tmp_path / "run" / "actions.safetensors")["actions"]
+    assert (actions.shape, actions.dtype) == ((2, 500, 3), np.int8)
+    assert actions.std() > 20  # it explores
+    returns = []
+    for seed, own in enumerate(actions):  # the replay, from nothing but seeds and these bytes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            env = gym.make("Hopper-v4")
+        env.reset(seed=seed)
+        total = 0.0
+        for step, action in enumerate(locomotion_training.action_of(own), start=1):
+            _, reward, terminated, truncated, _ = env.step(action)
+            total += reward
+            if terminated or truncated:
+                returns.append((2 * step, round(total, 6)))
+                env.reset()
+                total = 0.0
+    assert len(returns) > 10
+    assert sorted(returns) == sorted((step, total) for step, total in training["episode_returns"])
+
     share = {"medium_share": -100.0, "expert_share": 0.4}  # what they have learnt in a second is no matter
+    share |= {"shake": 0.01, "sturdy": -100.0}
     choice = locomotion_training.Choose("hopper", tmp_path / "run", tmp_path / "out", 3, 4, **share)
     locomotion_training.choose(choice)
     ladder = load_ladder("hopper", tmp_path / "out")
@@ -418,6 +441,7 @@ def test_a_small_training_from_start_to_dataset(tmp_path, capsys):
     assert [rung["step"] for rung in about["rungs"][:2]] == [0, 200]
     assert about["rungs"][2]["step"] in (800, 1000)
     assert [row["step"] for row in about["curve"]] == [200, 400, 600, 800, 1000]
+    assert all(abs(row["shaken"] - row["d4rl_score"]) < 30 for row in about["curve"])
     assert about["rungs"][1]["episodes"] == about["rungs"][1]["mode"]["episodes"] == 4
     assert (
         "after 200 steps of training"
@@ -459,6 +483,20 @@ def test_levels_are_chosen_from_the_scores():
     assert choose([1, 41, 30, 45, 90, 70, 80, 100], 0.4, 0.25)[0] == 1
     with pytest.raises(ValueError, match="no snapshot before the expert's"):
         choose([1, 2, 3, 100], 0.4, 0.25)
+    sturdy = [True, True, True, False, True, True, True, False]
+    assert choose([1, 5, 30, 45, 90, 70, 80, 100], 0.4, 0.25, sturdy) == (4, 6)
+    with pytest.raises(ValueError, match="none of the last 2 snapshots is sturdy"):
+        choose([1, 5, 30, 45, 90, 70, 80, 100], 0.4, 0.25, [True] * 6 + [False] * 2)
+
+
+def test_a_shaken_actor_is_one_percent_off():
+    actor = some_actor("hopper", np.random.default_rng(1), hidden=64)
+    changed = locomotion_training.shaken(actor, 0.01, np.random.default_rng(2))
+    for before, after in zip((*actor.weights, *actor.biases), (*changed.weights, *changed.biases)):
+        assert after.dtype == np.float32
+        ratio = (after / before - 1)[before != 0]
+        assert 0.005 < ratio.std() < 0.02
+        assert abs(ratio).max() < 0.06
 
 
 # --- what ships ---
