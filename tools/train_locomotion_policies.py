@@ -1,19 +1,15 @@
-"""How the policies of `hoard.datasets.recipes.locomotion_policies` were made: SAC by stable-baselines3, on one core.
+"""How policies for `hoard.datasets.recipes.locomotion_policies` are made: hoard's SAC, on one core.
 
-    python tools/train_locomotion_policies.py train hopper --steps 300000 --out runs/hopper   # 16 minutes
-    python tools/train_locomotion_policies.py choose hopper --out runs/hopper                 # 2 minutes
+    python tools/train_locomotion_policies.py train halfcheetah --steps 1000000 --out runs/halfcheetah
+    python tools/train_locomotion_policies.py choose halfcheetah --out runs/halfcheetah --shake 0.01
 
-What ships came from these commands; halfcheetah had 300,000 steps as well (18 minutes), walker2d 400,000 (23 minutes).
+``train`` keeps the actor every `snapshot_every` steps, and every action that was taken. The same command goes on with a
+training that was stopped. ``choose`` takes what is there: it rounds the snapshots to what is stored, measures each,
+names the medium and the expert one, measures the rungs of the ladder again on other episodes, and writes
+``<task>.safetensors`` and ``<task>.json``.
 
-``train`` keeps the actor every `snapshot_every` steps, and every action that was taken (what ships came from a `train`
-that kept actors alone). It is not resumed, but ``choose`` also takes what a training
-that was stopped has left: it rounds the snapshots to what is stored, measures each, names the medium and the expert
-one, measures the rungs of the ladder again on other episodes, and writes ``<task>.safetensors`` and
-``<task>.json``.
-
-Deviations from stable-baselines3's defaults are for speed on a CPU: small networks, eight environments with one update
-per two of their steps, a step size that starts at 1e-3 and falls to a tenth of it. The policies need not be good, only
-different.
+The policies that ship as version 0 came from an earlier form of this file, with stable-baselines3's SAC and actors kept
+alone, at revision 622c7540b0f4: 300,000 steps of hopper (16 minutes) and halfcheetah (18), 400,000 of walker2d (23).
 """
 
 from __future__ import annotations
@@ -23,20 +19,15 @@ import os
 import re
 import sys
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import gymnasium as gym
 import numpy as np
 import torch
 import tyro
 from safetensors import numpy as safetensors
-from stable_baselines3 import SAC
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 
 from hoard.datasets.recipes.locomotion_policies import (
     NOISE_SEED,
@@ -48,33 +39,35 @@ from hoard.datasets.recipes.locomotion_policies import (
     d4rl_score,
     save_actors,
 )
+from hoard.runners import algorithms
+from hoard.runners.entry import execute
+from hoard.runners.options import Options, build
 
 TaskName = Literal["hopper", "halfcheetah", "walker2d"]
 _SNAPSHOT = re.compile(r"step(\d{8})\.safetensors")
 _RECORD, _ACTIONS = "training.json", "actions.safetensors"
 _GRID = np.float32(127)  # actions are whole numbers of 1 / 127
+_KINDS = ("weight", "bias")
 # Reset seeds with the top bit set are for evaluation; those of the data and of the training have it not.
 _FIRST_LOOK, _SECOND_LOOK = 2**31, 2**31 + 2**20
 
 
 @dataclass
 class Train:
-    """Train a policy and keep its snapshots."""
+    """Train a policy and keep its snapshots, or go on with that."""
 
     task: Annotated[TaskName, tyro.conf.Positional]
-    out: Path  # folder of the snapshots; a training that is there already is refused
+    out: Path  # folder of the snapshots
     seed: int = 0
-    steps: int = 400_000  # environment steps, all environments together
-    snapshot_every: int = 10_000  # steps
-    envs: int = 8  # environments in lockstep
-    gradient_steps: int = 4  # updates per step of all environments
+    steps: int = 1_000_000  # environment steps
+    snapshot_every: int = 20_000  # steps
+    updates_per_step: int = 1
     batch_size: int = 256
     hidden: tuple[int, ...] = (128, 128)  # of actor and critics
-    lr: float = 1e-3  # at the start; falls linearly
-    final_lr: float = 1e-4  # at the end
-    discount: float = 0.99
-    tau: float = 0.005
-    start_steps: int = 5_000  # uniform random actions at first
+    lr: float = 3e-4
+    target_tau: float = 0.005
+    start_steps: int = 10_000  # uniform random actions at first
+    compile: bool = True
 
 
 @dataclass
@@ -96,127 +89,131 @@ class Choose:
 # --- training ---
 
 
-class Rounded(gym.ActionWrapper):
-    """Takes actions on a grid of 1 / 127 and keeps them, so that the whole replay can be stored: a byte a number.
-
-    `taken` (steps, action_dim) int8 are the actions of all episodes on end. The first episode starts from a reset with
-    the seed of the environment, the others from resets without one: the same resets and actions repeat them all.
-    """
-
-    def __init__(self, env: gym.Env, room: int) -> None:
-        super().__init__(env)
-        self._taken = np.zeros((room, *env.action_space.shape), np.int8)  # type: ignore[misc]
-        self._steps = 0
-
-    @property
-    def taken(self) -> np.ndarray:
-        return self._taken[: self._steps]
-
-    def action(self, action: np.ndarray) -> np.ndarray:
-        self._taken[self._steps] = np.rint(np.clip(action, -1, 1) * _GRID)
-        self._steps += 1
-        return action_of(self._taken[self._steps - 1])
-
-
 def action_of(whole: np.ndarray) -> np.ndarray:
-    """The actions, float32 in [-1, 1], that `Rounded` has kept as int8."""
+    """The actions, float32 in [-1, 1], that are kept as int8: whole numbers of 1 / 127."""
     return whole.astype(np.float32) / _GRID
 
 
-class _Snapshots(BaseCallback):
-    """Saves the actor every so many steps, and with it the record of the training and the actions so far."""
+class Recorder:
+    """Rounds the actions that a training takes, keeps them, and saves the actor every so many steps.
 
-    def __init__(self, config: Train, envs: list[Rounded]) -> None:
-        super().__init__()
-        self.config, self.envs, self.saved, self.returns = config, envs, 0, []  # type: ignore[var-annotated]
-        self.started = time.process_time(), time.time()
+    With actions on a grid of 1 / 127 the whole replay can be stored, a byte a number: episode k starts from a reset
+    with `hoard.runners.evaluate.training_seed(seed, k)`, and its actions repeat it.
+    """
 
-    def _on_step(self) -> bool:
-        self.returns += [
-            [self.num_timesteps, float(info["episode"]["r"])] for info in self.locals["infos"] if "episode" in info
-        ]
-        if self.num_timesteps // self.config.snapshot_every > self.saved:
-            self.saved = self.num_timesteps // self.config.snapshot_every
-            _save_snapshot(self.config.out / f"step{self.num_timesteps:08d}.safetensors", actor_of(self.model))  # type: ignore[arg-type]
-            self.write_record()
-        return True
+    def __init__(self, config: Train, run: Any) -> None:
+        self.config, self._run, self.actor = config, run, None
+        self.actions: list[np.ndarray] = []  # (action_dim,) int8 of each step
+        self.ends: list[int] = []  # steps after which an episode was over
+        self.returns: list[float] = []  # of these episodes
+        self._return = 0.0
+        self._began = time.process_time(), time.time()
 
-    def write_record(self) -> None:
-        cpu, wall = time.process_time() - self.started[0], time.time() - self.started[1]
+    def watch(self, env: Any) -> None:
+        """Stand between the training and its environment."""
+        step = env.step
+
+        def rounded(action: torch.Tensor) -> Any:
+            whole = (action.clamp(-1, 1) * float(_GRID)).round()
+            done = step(whole / float(_GRID))
+            self.actions.append(whole.reshape(-1).to(torch.int8).numpy())
+            self._return += done.reward
+            if done.terminated or done.truncated:
+                self.ends.append(len(self.actions))
+                self.returns.append(self._return)
+                self._return = 0.0
+            if self._run.env_step % self.config.snapshot_every == 0:
+                self.save()
+            return done
+
+        env.step = rounded
+
+    def save(self) -> None:
+        """The actor as it is, the record of the training and its actions so far."""
+        assert self.actor is not None
+        _save_snapshot(self.config.out / f"step{self._run.env_step:08d}.safetensors", actor_of(self.actor))
+        cpu, wall = time.process_time() - self._began[0], time.time() - self._began[1]
         record = {
             "options": {name: value for name, value in asdict(self.config).items() if name != "out"},
-            "versions": {
-                name: version(name) for name in ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
-            },
-            "steps_done": self.num_timesteps,
-            "updates_done": self.model._n_updates,  # type: ignore[attr-defined]
-            "core_minutes": round(cpu / 60, 1),
+            "versions": {name: version(name) for name in ("hoard", "torch", "gymnasium", "mujoco", "numpy")},
+            "steps_done": self._run.env_step,
+            "updates_done": self._run.update,
+            "core_minutes": round(cpu / 60, 1),  # since the last start
             "wall_minutes": round(wall / 60, 1),
-            "episode_returns": self.returns,  # [step, return] of the training's own episodes
+            "episode_returns": [list(row) for row in zip(self.ends, self.returns)],  # [step, return]
         }
         _write(self.config.out / _RECORD, json.dumps(record).encode())
-        actions = np.stack([env.taken for env in self.envs])  # (envs, steps, action_dim)
-        _write(self.config.out / _ACTIONS, safetensors.save({"actions": actions}))
-        recent = [r for _, r in self.returns[-20:]]
+        arrays = {"actions": np.stack(self.actions), "ends": np.array(self.ends, np.int64)}
+        _write(self.config.out / _ACTIONS, safetensors.save(arrays))
+        recent = self.returns[-20:]
         mean = float(np.mean(recent)) if recent else float("nan")
         print(
-            f"{self.num_timesteps:9,} steps, {cpu / 60:5.1f} core-minutes, last {len(recent)} episodes: mean return "
+            f"{self._run.env_step:9,} steps, {cpu / 60:5.1f} core-minutes, last {len(recent)} episodes: mean return "
             f"{mean:8.1f}, D4RL score {d4rl_score(self.config.task, mean):5.1f}",
             flush=True,
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Whole episodes: a checkpoint comes between two."""
+        count = self.ends[-1] if self.ends else 0
+        dim = TASKS[self.config.task].action_dim
+        actions = np.stack(self.actions[:count]) if count else np.zeros((0, dim), np.int8)
+        return {
+            "actions": torch.from_numpy(actions),
+            "ends": torch.tensor(self.ends, dtype=torch.int64),
+            "returns": torch.tensor(self.returns, dtype=torch.float64),
+        }
 
-def actor_of(model: SAC) -> Actor:
-    """The actor as plain arrays."""
-    actor: Any = model.policy.actor
-    layers = [layer for layer in actor.latent_pi if isinstance(layer, torch.nn.Linear)]
-    others = [
-        type(layer).__name__ for layer in actor.latent_pi if not isinstance(layer, (torch.nn.Linear, torch.nn.ReLU))
-    ]
-    if others:
-        raise ValueError(f"the actor has layers that cannot be stored: {others}")
-    numpy = lambda *tensors: np.concatenate([t.detach().cpu().numpy() for t in tensors])  # noqa: E731
-    heads = actor.mu, actor.log_std
-    return Actor(
-        (*(numpy(layer.weight) for layer in layers), numpy(*(head.weight for head in heads))),
-        (*(numpy(layer.bias) for layer in layers), numpy(*(head.bias for head in heads))),
-    )
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.actions = list(state["actions"].numpy())
+        self.ends, self.returns = state["ends"].tolist(), state["returns"].tolist()
+
+
+def actor_of(actor: Any) -> Actor:
+    """The actor of algos/sac.py as plain arrays."""
+    numpy = [tuple(getattr(layer, kind).detach().cpu().numpy().copy() for layer in actor.layers) for kind in _KINDS]
+    return Actor(*numpy)
 
 
 def train(config: Train) -> None:
-    """Raises FileExistsError where the folder holds a training already."""
-    if any(config.out.glob("step*.safetensors")):
-        raise FileExistsError(f"{config.out} holds snapshots already; give --out another folder, or remove them")
+    """Raises ValueError where the folder holds another training."""
+    record = config.out / _RECORD
+    if record.is_file():
+        options, mine = json.loads(record.read_text())["options"], json.loads(json.dumps(asdict(config), default=str))
+        other = sorted(name for name, value in mine.items() if name != "out" and options.get(name) != value)
+        if other:
+            raise ValueError(f"{config.out} holds a training with other {', '.join(other)}; give --out another folder")
     config.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # v4 is called out of date; D4RL's scores need it
-        envs: Any = make_vec_env(
-            TASKS[config.task].env_id,
-            n_envs=config.envs,
-            seed=config.seed,
-            wrapper_class=Rounded,  # type: ignore[arg-type]
-            wrapper_kwargs={"room": config.steps // config.envs + 1},
-        )
-    model = SAC(
-        "MlpPolicy",
-        envs,
-        learning_rate=lambda left: config.final_lr + (config.lr - config.final_lr) * left,
-        buffer_size=config.steps,
-        learning_starts=config.start_steps,
-        batch_size=config.batch_size,
-        tau=config.tau,
-        gamma=config.discount,
-        train_freq=1,
-        gradient_steps=config.gradient_steps,
-        policy_kwargs={"net_arch": list(config.hidden), "optimizer_kwargs": {"fused": True}},
-        seed=config.seed,
-        device="cpu",
+    file = algorithms.find("sac")
+    sac = algorithms.import_file(file)
+
+    def watched(cfg: Any, run: Any) -> None:
+        recorder, register, environment = Recorder(config, run), run.register, run.training_env
+
+        def watched_environment() -> Any:
+            env = environment()
+            recorder.watch(env)
+            return env
+
+        def register_too(**objects: Any) -> None:
+            recorder.actor = objects["networks"]["actor"]
+            register(**objects, recorder=recorder)
+
+        run.register, run.training_env = register_too, watched_environment
+        sac.train(cfg, run)
+
+    options = {
+        "dataset": f"hoard/{config.task}/random-1k-v0",  # for its environment
+        "online_steps": config.steps,
+        "eval_every": config.steps,
+        "final_eval_episodes": 10,
+        "checkpoint_every": config.snapshot_every,
+    }
+    for name in ("seed", "updates_per_step", "batch_size", "hidden", "lr", "target_tau", "start_steps", "compile"):
+        options[name] = getattr(config, name)
+    execute(
+        build(sac.Config, sac.PRESETS, file.name, Options(results=config.out), options), watched, file, file.read_text()
     )
-    snapshots = _Snapshots(config, envs.envs)
-    model.learn(config.steps, callback=snapshots)
-    snapshots.write_record()
-    envs.close()
 
 
 # --- choosing ---

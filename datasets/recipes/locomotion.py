@@ -122,7 +122,7 @@ def record(
         stage.spec,
         ref_min,
         ref_max,
-        algorithm_name="uniform random actions" if level == "random" else f"SAC, stable-baselines3, {level}",
+        algorithm_name="uniform random actions" if level == "random" else f"SAC, {_trainer(ladder)}, {level}",
         description=_describe(ladder, level, texts),
         reference_episodes=None,
     )
@@ -153,13 +153,20 @@ def _part_text(ladder: Ladder, rung: int, steps: int, returns: list[float]) -> s
     )
 
 
+def _trainer(ladder: Ladder) -> str:
+    """The package whose SAC trained the policies."""
+    versions = ladder.about["training"]["versions"]
+    return next(name for name in ("stable-baselines3", "hoard") if name in versions)
+
+
 def _describe(ladder: Ladder, level: str, texts: list[str]) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("gymnasium", "mujoco", "numpy"))
     several = " infos/rung tells the parts apart." if len(texts) > 1 else ""
     actors = "Uniform random actions"
     if level != "random":
         training = ladder.about["training"]
-        made_with = f"stable-baselines3 {training['versions']['stable-baselines3']}, seed {training['options']['seed']}"
+        name = _trainer(ladder)
+        made_with = f"{name} {training['versions'][name]}, seed {training['options']['seed']}"
         actors = f"Actions drawn from snapshots of one SAC training ({made_with})"
     return (
         f"{TASKS[ladder.task].env_id}, of D4RL's kind {level}, but with hoard's own policies, which are not D4RL's "

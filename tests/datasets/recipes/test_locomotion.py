@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -26,6 +26,8 @@ from hoard.datasets.recipes.catalogue import ROBOT_STEPS
 from hoard.datasets.recipes.in_memory import dataset_of
 from hoard.datasets.recipes.locomotion_policies import TASKS, Actor, Stage, load_ladder, save_actors
 from hoard.envs import flatten_space, make_env
+from hoard.runners import algorithms
+from hoard.runners.evaluate import training_seed
 
 STEPS = 400
 MEDIUM, EXPERT = 2, 3
@@ -398,39 +400,36 @@ def test_bad_weights_are_refused_by_name(tmp_path, damage, says):
 # --- training ---
 
 
-def test_a_small_training_from_start_to_dataset(tmp_path, capsys):
-    options = {"snapshot_every": 200, "envs": 2, "gradient_steps": 1, "batch_size": 8, "hidden": (8, 8)}
-    config = locomotion_training.Train("hopper", tmp_path / "run", steps=1000, start_steps=100, **options)
-    before = torch.get_num_threads()
+TINY = {"snapshot_every": 200, "batch_size": 8, "hidden": (8, 8), "start_steps": 100, "compile": False}
+
+
+def test_a_small_training_from_start_to_dataset(tmp_path, capsys, root_of_its_own):
+    config = locomotion_training.Train("hopper", tmp_path / "run", steps=1000, **TINY)
     locomotion_training.train(config)
-    torch.set_num_threads(before)
     files = sorted(path.name for path in (tmp_path / "run").glob("*.safetensors"))
     assert files == ["actions.safetensors", *(f"step{step:08d}.safetensors" for step in range(200, 1001, 200))]
     training = json.loads((tmp_path / "run" / "training.json").read_text())
-    assert training["options"]["lr"] == 1e-3
-    assert (training["steps_done"], training["updates_done"]) == (1000, 450)
-    with pytest.raises(FileExistsError, match="holds snapshots already"):
-        locomotion_training.train(config)
+    assert training["options"]["lr"] == 3e-4
+    assert (training["steps_done"], training["updates_done"]) == (1000, 899)  # the last comes after it
+    with pytest.raises(ValueError, match="holds a training with other lr; give --out another folder"):
+        locomotion_training.train(replace(config, lr=1e-3))
 
-    actions = safetensors.load_file(tmp_path / "run" / "actions.safetensors")["actions"]
-    assert (actions.shape, actions.dtype) == ((2, 500, 3), np.int8)
+    kept = safetensors.load_file(tmp_path / "run" / "actions.safetensors")
+    actions, ends = kept["actions"], kept["ends"]
+    assert (actions.shape, actions.dtype) == ((1000, 3), np.int8)
     assert actions.std() > 20  # it explores
+    env = Stage("hopper").env
     returns = []
-    for seed, own in enumerate(actions):  # the replay, from nothing but seeds and these bytes
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            env = gym.make("Hopper-v4")
-        env.reset(seed=seed)
-        total = 0.0
-        for step, action in enumerate(locomotion_training.action_of(own), start=1):
-            _, reward, terminated, truncated, _ = env.step(action)
-            total += reward
-            if terminated or truncated:
-                returns.append((2 * step, round(total, 6)))
-                env.reset()
-                total = 0.0
+    for number, (start, end) in enumerate(itertools.pairwise([0, *ends])):  # the replay, from seeds and these bytes
+        env.reset(seed=training_seed(0, number))
+        rewards = []
+        for action in locomotion_training.action_of(actions[start:end]):
+            _, reward, terminated, _, _ = env.step(action)
+            rewards.append(float(reward))
+        assert terminated or end - start == 1000
+        returns.append([int(end), sum(rewards)])
     assert len(returns) > 10
-    assert sorted(returns) == sorted((step, total) for step, total in training["episode_returns"])
+    assert returns == training["episode_returns"]
 
     share = {"medium_share": -100.0, "expert_share": 0.4}  # what they have learnt in a second is no matter
     share |= {"shake": 0.01, "sturdy": -100.0}
@@ -447,6 +446,7 @@ def test_a_small_training_from_start_to_dataset(tmp_path, capsys):
         "after 200 steps of training"
         in locomotion.record("hopper", "medium", 100, weights=tmp_path / "out").description
     )
+    assert "hoard" in locomotion.record("hopper", "medium", 100, weights=tmp_path / "out").algorithm_name
     with pytest.raises(ValueError, match="is a training of hopper, not of walker2d"):
         locomotion_training.choose(locomotion_training.Choose("walker2d", tmp_path / "run", tmp_path / "out"))
     with pytest.raises(FileNotFoundError, match="run `train` first"):
@@ -460,20 +460,37 @@ def test_the_training_command_refuses_in_one_line(tmp_path):
     assert done.stderr == f"error: {tmp_path} holds no training.json; run `train` first\n"
 
 
-def test_stored_actors_act_as_stable_baselines3_does():
-    from stable_baselines3 import SAC
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, root_of_its_own, monkeypatch):
+    made = {}
+    for name in ("whole", "stopped"):
+        config = locomotion_training.Train("hopper", tmp_path / name, steps=800, **TINY)
+        if name == "stopped":
 
-    model = SAC("MlpPolicy", gym.make("Walker2d-v4"), policy_kwargs={"net_arch": [32, 16]}, device="cpu", buffer_size=1)
-    actor = locomotion_training.actor_of(model)
+            def save_and_end(recorder, save=locomotion_training.Recorder.save):
+                save(recorder)
+                if recorder._run.env_step == 600:
+                    raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch:
+                patch.setattr(locomotion_training.Recorder, "save", save_and_end)
+                with pytest.raises(KeyboardInterrupt):
+                    locomotion_training.train(config)
+        locomotion_training.train(config)
+        made[name] = {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.safetensors")}
+    assert made["stopped"] == made["whole"]
+
+
+def test_stored_actors_act_as_ours_do():
+    sac = algorithms.import_file(algorithms.find("sac"))
+    policy = sac.Actor(sac.Config(hidden=(32, 16)), 17, 6, torch.Generator().manual_seed(0))
+    actor = locomotion_training.actor_of(policy)
     for obs in np.random.default_rng(0).standard_normal((20, 17)).astype(np.float32) * 3:
         with torch.no_grad():
-            mean, log_std, _ = model.policy.actor.get_action_dist_params(torch.as_tensor(obs)[None])
+            mean, log_std = policy(torch.as_tensor(obs)[None])
         ours = actor.distribution(obs)
         np.testing.assert_allclose(ours[0], mean[0], atol=1e-5)
         np.testing.assert_allclose(ours[1], log_std[0].exp(), rtol=1e-4)
-        np.testing.assert_allclose(
-            actor.act(obs, np.zeros(6, np.float32)), model.predict(obs, deterministic=True)[0], atol=1e-5
-        )
+        np.testing.assert_allclose(actor.act(obs, np.zeros(6, np.float32)), np.tanh(mean[0].numpy()), atol=1e-5)
 
 
 def test_levels_are_chosen_from_the_scores():
