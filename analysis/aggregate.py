@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -135,14 +136,35 @@ def improvement_matrix(
 
     One bootstrap serves both directions: the probability of Y over X is one less that of X over Y.
     """
-    names, rows = list(strata), []
-    for n, x in enumerate(names):
-        for m, y in enumerate(names[:n]):
-            rng = np.random.default_rng([seed, n, m])
-            found = interval(improvement, [*strata[x], *strata[y]], rng, level=level, resamples=resamples)
+    rows: list[tuple[Any, ...]] = []
+    for n, x in enumerate(strata):
+        for y in list(strata)[:n]:
+            found = improvement_over(strata, x, y, seed=seed, level=level, resamples=resamples)
             rows.append((x, y, *found))
-            rows.append((y, x, 1 - found.point, 1 - found.high, 1 - found.low))
+            rows.append((y, x, *_other_way(found)))
     return pd.DataFrame(rows, columns=["x", "y", "point", "low", "high"])
+
+
+def improvement_over(
+    strata: Mapping[str, Strata],
+    x: str,
+    y: str,
+    *,
+    seed: int = 0,
+    level: float = stats.LEVEL,
+    resamples: int = stats.MIN_RESAMPLES,
+) -> Estimate:
+    """Probability of improvement of `x` over `y`, as in the matrix."""
+    names = list(strata)
+    n, m = names.index(x), names.index(y)
+    if n < m:
+        return _other_way(improvement_over(strata, y, x, seed=seed, level=level, resamples=resamples))
+    rng = np.random.default_rng([seed, n, m])
+    return interval(improvement, [*strata[x], *strata[y]], rng, level=level, resamples=resamples)
+
+
+def _other_way(found: Estimate) -> Estimate:
+    return Estimate(1 - found.point, 1 - found.high, 1 - found.low)
 
 
 def profile(

@@ -161,9 +161,7 @@ def _beats(leader: str, strata: dict[str, list[np.ndarray]]) -> dict[str, aggreg
     """The probability of improvement of `leader` over each other method, as in the figure."""
     if len(strata) < 2 or not all(np.isfinite(one).all() for own in strata.values() for one in own):
         return {}
-    matrix = aggregate.improvement_matrix(strata)
-    own = matrix[matrix["x"] == leader]
-    return {row.y: aggregate.Estimate(row.point, row.low, row.high) for row in own.itertuples()}
+    return {other: aggregate.improvement_over(strata, leader, other) for other in strata if other != leader}
 
 
 def suite_strata(results: Results, values: pd.DataFrame, measure: dict[str, str]) -> dict[str, list[np.ndarray]]:

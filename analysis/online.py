@@ -140,23 +140,29 @@ def dip(curve: pd.Series, horizon: float) -> float:
     return fall if math.isnan(fall) else max(fall, 0.0)
 
 
+def online_curves(results: Results, dataset: str, measure: str) -> dict[str, dict[int, pd.Series]]:
+    """By method, of those that took environment steps on a dataset, and seed: the evaluations by environment step."""
+    rows = results.evaluations
+    own = dict(iter(rows[(rows["variant"] == "") & (rows["dataset"] == dataset)].groupby("method", sort=False)))
+    online = set(rows.loc[(rows["env_step"] > 0) & (rows["dataset"] == dataset), "method"])
+    return {
+        method: found
+        for method in results.methods
+        if method in online and (found := _seed_curves(results, own[method], measure))
+    }
+
+
 def online_table(results: Results, metric: str = "score", level: float = stats.LEVEL) -> tables.Table | None:
     """A row per dataset and method that took environment steps; None if none did."""
     rows = results.evaluations
-    online = rows.loc[rows["env_step"] > 0, ["dataset", "method"]].drop_duplicates()
-    if online.empty:
+    if not (rows["env_step"] > 0).any():
         return None
     measure = tables.measures(results, metric)
     planned = results.cells.groupby(["dataset", "method"]).size()
     headline = dict(iter(rows[rows["variant"] == ""].groupby(["dataset", "method"], sort=False)))
     out, cut = [], False
     for dataset in results.datasets:
-        curves = {
-            method: found
-            for method in results.methods
-            if (dataset, method) in set(online.itertuples(index=False, name=None))
-            and (found := _seed_curves(results, headline[dataset, method], measure[dataset]))
-        }
+        curves = online_curves(results, dataset, measure[dataset])
         if not curves:
             continue
         ends = {method: reach(own.values()) for method, own in curves.items()}
@@ -175,12 +181,7 @@ def online_table(results: Results, metric: str = "score", level: float = stats.L
 
 def regrets(results: Results, dataset: str, measure: str) -> dict[str, pd.Series]:
     """Of each method that took environment steps on a dataset: the regret of its seeds over the steps that all took."""
-    best = BEST.get(measure)
-    rows = results.evaluations
-    own = rows[(rows["variant"] == "") & (rows["dataset"] == dataset)]
-    online = own.loc[own["env_step"] > 0, "method"].unique()
-    curves = {name: _seed_curves(results, own[own["method"] == name], measure) for name in online}
-    curves = {name: found for name, found in curves.items() if found}
+    best, curves = BEST.get(measure), online_curves(results, dataset, measure)
     if best is None or not curves:
         return {}
     horizon = min(reach(found.values()) for found in curves.values())

@@ -154,8 +154,6 @@ def _bench(args: argparse.Namespace) -> int:
     suite, jobs = _asked_for(args)
     if gpus:
         jobs = _places(args, suite, gpus, jobs)
-    elif args.engine == "local" and (note := _undealt(jobs)):
-        print(note)
     launcher: Any = None
     at_end = contextlib.ExitStack()
     if args.engine == "ray":
@@ -224,20 +222,6 @@ def _gpus(args: argparse.Namespace) -> list[str]:
     if args.per_gpu is not None and args.per_gpu < 1:
         raise BadInput(f"--per-gpu {args.per_gpu}: must be at least 1")
     return names
-
-
-def _undealt(jobs: int) -> str:
-    """What to know where cells share an accelerator because nobody deals them out; empty where they do not."""
-    import torch
-
-    count = torch.cuda.device_count()
-    if count == 0 or (count == 1 and jobs == 1):
-        return ""
-    numbers = ",".join(map(str, range(count)))
-    return (
-        f"note: this machine has {count} GPU{'s' if count > 1 else ''}; without --gpus every cell of device auto takes "
-        f"the first, up to {jobs} at a time. --gpus {numbers} deals them out"
-    )
 
 
 def _places(args: argparse.Namespace, suite: Any, gpus: list[str], jobs: int) -> int:

@@ -77,6 +77,11 @@ def ask_the_files(suite: Suite, work: list[Job], pack: int = 1) -> Configs:
     return configs
 
 
+def share_a_gpu(configs: Configs) -> bool:
+    """Whether cells of these options meet on one accelerator when nobody deals them out."""
+    return any(str(config["device"]) in ("cuda", "cuda:0") for config in configs.values())
+
+
 def _place(suite: Suite, cell: Cell, error: str) -> str:
     """`line N: ` of the option in the suite's file that an algorithm file complains of; empty where it is not there."""
     words = set(re.findall(r"[\w-]+", error.replace("--", " ")))

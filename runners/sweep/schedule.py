@@ -124,6 +124,11 @@ class Sweep:
         if two cells would be one run.
         """
         configs = prepare.ask_the_files(self.suite, self.work, self._pack)
+        if self.cluster is None and not self._gpus.free and self.jobs > 1 and prepare.share_a_gpu(configs):
+            self._note(
+                f"without --gpus every cell of device auto takes the first GPU, up to {self.jobs} at a time; "
+                "--gpus 0,1 deals out the first two"
+            )
         self._get_data()
         prepare.find_runs(self.work, configs, self.results)
         if self._mirror:
@@ -140,20 +145,20 @@ class Sweep:
                     job.status = "finished"
                     brought += 1
             except Damaged as error:
-                self._say_copy(f"the copy of {job.cell.label} is not used: {error}")
+                self._note(f"the copy of {job.cell.label} is not used: {error}")
             if job.status == "finished":
                 mirror.put(job.run)
         if brought:
             self.console.print(f"{brought} finished cells brought from {mirror.url}", highlight=False, soft_wrap=True)
 
-    def _say_copy(self, text: str) -> None:
+    def _note(self, text: str) -> None:
         self.console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
 
     def _leave(self, mirror: Mirror) -> bool:
         """Wait for the last copies; whether all were made."""
         wrong = mirror.close(self.suite.name)
         for line in wrong:
-            self._say_copy(f"not copied to {mirror.url}, the same command tries again: {line}")
+            self._note(f"not copied to {mirror.url}, the same command tries again: {line}")
         return not wrong
 
     def _get_data(self) -> None:

@@ -6,10 +6,10 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
-import torch
 from helpers import ROOT
 
-from hoard.cli import bench, main
+from hoard.cli import main
+from hoard.runners.sweep import prepare
 from hoard.runners.sweep.gpus import Gpus
 from hoard.runners.sweep.limits import Limits, Resources
 from hoard.runners.sweep.schedule import Sweep
@@ -175,9 +175,15 @@ def test_wrong_lists_of_gpus_are_refused(suite_file, tmp_path, args, message, ca
     assert message in capsys.readouterr().err
 
 
-def test_gpus_that_nobody_deals_out_are_named(monkeypatch):
-    for count, jobs, said in ((0, 4, False), (1, 1, False), (1, 4, True), (2, 1, True)):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        note = bench._undealt(jobs)
-        assert bool(note) == said
-    assert "--gpus 0,1 deals them out" in note
+def test_a_gpu_that_cells_share_is_named(suite_file, tmp_path, monkeypatch, capsys):
+    ask = prepare.ask_the_files
+    for number, (device, jobs, gpus, said) in enumerate(
+        (("cuda", 4, (), True), ("cuda", 1, (), False), ("cuda", 4, ("0", "1"), False), ("cpu", 4, (), False))
+    ):
+
+        def answers(*args, device=device):
+            return {cell: config | {"device": device} for cell, config in ask(*args).items()}
+
+        monkeypatch.setattr(prepare, "ask_the_files", answers)
+        Sweep(read(str(suite_file)), tmp_path / str(number), jobs, "test", gpus=gpus).prepare()
+        assert ("without --gpus every cell of device auto takes the first GPU" in capsys.readouterr().out) == said
