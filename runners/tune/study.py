@@ -22,6 +22,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
 
 from hoard.records.errors import BadInput
 from hoard.records.suggest import nearest
@@ -93,6 +94,52 @@ def sampler(spec: Spec, space: Space, seed: int, number: int) -> optuna.samplers
         entropy = [seed] if name in _FIXED_SEED else [seed, number]
         arguments["seed"] = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
     return _made("Sampler", name, arguments)
+
+
+class ByNumber(optuna.samplers.BaseSampler):
+    """Has each trial drawn by `sampler` for the number that the storage gave it.
+
+    Workers that ask at the same moment get different numbers, and so different suggestions. `first` are the values of
+    trial 0, as Optuna stores them; None has them drawn too.
+    """
+
+    def __init__(self, spec: Spec, space: Space, seed: int, first: dict[str, Any] | None = None) -> None:
+        self._spec, self._space, self._seed, self.first = spec, space, seed, first
+        self._made: tuple[int, optuna.samplers.BaseSampler] | None = None
+
+    def _of(self, trial: FrozenTrial) -> optuna.samplers.BaseSampler:
+        if self._made is None or self._made[0] != trial.number:
+            with quiet():
+                self._made = trial.number, sampler(self._spec, self._space, self._seed, trial.number)
+        return self._made[1]
+
+    def _is_given(self, trial: FrozenTrial) -> bool:
+        return trial.number == 0 and self.first is not None
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        if self._is_given(trial):
+            return distributions(self._space)
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if self._is_given(trial):
+            return dict(self.first or {})
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._of(trial).before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._of(trial).after_trial(study, trial, state, values)
 
 
 def pruner(spec: Spec) -> optuna.pruners.BasePruner:

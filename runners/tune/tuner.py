@@ -133,6 +133,8 @@ class Tuner:
             self.sampler = studies.spec_of("Sampler", request.sampler, self.space)
             grid = studies.points(self.sampler, self.space)
             self.limit = request.trials if grid is None else min(request.trials, grid)
+            # Trial 0 has the default settings, where the space holds them; a grid has its own order.
+            self.first = studies.within(self.space, next(iter(self.defaults.values()))) if grid is None else None
             self.pruner = studies.spec_of("Pruner", request.pruner, self.space)
             writable(self.folder)
             self._get_data()
@@ -210,6 +212,7 @@ class Tuner:
         with hold_file(self.folder / ".ask.lock"):
             study = studies.opened(self.name, studies.storage_of(request.storage, self.folder), question)
         study.pruner = studies.pruner(self.pruner)
+        study.sampler = studies.ByNumber(self.sampler, self.space, request.sampler_seed, self.first)
         return study
 
     # --- the search ---
@@ -334,15 +337,7 @@ class Tuner:
                     return self._begun(self._again(trial), lock)
             if not self._wanted(trials):
                 return None
-            every = self.study.get_trials(deepcopy=False)
-            if (
-                not every
-                and not self._on_a_grid
-                and (known := studies.within(self.space, next(iter(self.defaults.values()))))
-            ):
-                self.study.enqueue_trial(known, {"default": True}, skip_if_exists=True)
             with studies.quiet():
-                self.study.sampler = studies.sampler(self.sampler, self.space, self.request.sampler_seed, len(every))
                 new = self.study.ask()
             earlier = [trial for trial in self.trials() if trial.number < new.number]
             if len(earlier) >= self.limit:  # a worker elsewhere was quicker
@@ -387,6 +382,8 @@ class Tuner:
 
     def _begun(self, trial: optuna.Trial, lock: IO[str]) -> LiveTrial:
         values = studies.suggest(trial, self.space)
+        if trial.number == 0 and trial.params == self.first:
+            trial.set_user_attr("default", True)
         one = LiveTrial(trial, lock, values, [], [], set(self._stored(trial).intermediate_values))
         try:
             configs = self._configs(values)

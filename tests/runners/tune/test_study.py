@@ -77,7 +77,7 @@ def test_every_sampler_searches_and_bears_a_diverged_trial(name):
         study = optuna.create_study(direction="maximize")
         for number in range(8):
             with studies.quiet():
-                study.sampler = studies.sampler((name, {}), space, 0, number)
+                study.sampler = studies.ByNumber((name, {}), space, 0)  # as in a process that takes the study up
                 trial = study.ask()
                 values = studies.suggest(trial, space)
             assert values["hidden"] in ([16], [16, 16])
@@ -93,12 +93,27 @@ def test_every_sampler_searches_and_bears_a_diverged_trial(name):
     assert len(set(drawn[0])) > 4
 
 
-def test_workers_with_one_seed_draw_differently():
-    study = optuna.create_study()
-    for number in range(6):
-        study.sampler = studies.sampler(("RandomSampler", {}), SPACE, 0, number)
-        studies.suggest(study.ask(), SPACE)
-    assert len({trial.params["lr"] for trial in study.trials}) == 6
+@pytest.mark.parametrize("name", ["RandomSampler", "TPESampler"])
+def test_workers_that_ask_at_the_same_moment_draw_differently(name, tmp_path):
+    """Both may see the same trials when they ask; what tells them apart is the number that the storage gives out."""
+    first = {"lr": 1e-3, "critics": 2, "hidden": "[16]", "scale": None}
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    workers = [studies.opened("one", studies.storage_of(url, tmp_path), {}) for _ in range(2)]
+    for worker in workers:
+        worker.sampler = studies.ByNumber((name, {}), SPACE, 0, first)
+    for _ in range(3):
+        for trial in [worker.ask() for worker in workers]:
+            studies.suggest(trial, SPACE)
+    made = workers[0].trials
+    assert made[0].params == first
+    assert len({trial.params["lr"] for trial in made}) == 6
+
+    # and one worker alone draws the same
+    alone = optuna.create_study()
+    alone.sampler = studies.ByNumber((name, {}), SPACE, 0, first)
+    for _ in range(6):
+        studies.suggest(alone.ask(), SPACE)
+    assert [trial.params for trial in alone.trials] == [trial.params for trial in made]
 
 
 def test_default_settings_are_a_trial_where_they_lie_within_the_space():
