@@ -5,8 +5,8 @@
 
 ``train`` keeps the actor every `snapshot_every` steps, and every action that was taken. The same command goes on with a
 training that was stopped. ``choose`` takes what is there: it rounds the snapshots to what is stored, measures each,
-names the medium and the expert one, measures the rungs of the ladder again on other episodes, and writes
-``<task>.safetensors`` and ``<task>.json``.
+names the medium and the expert one, measures these again on other episodes, plays the training again up to the medium
+one, and writes ``<task>-v1.safetensors``, ``<task>-v1.replay.safetensors`` and ``<task>-v1.json``.
 
 The policies that ship as version 0 came from an earlier form of this file, with stable-baselines3's SAC and actors kept
 alone, at revision 622c7540b0f4: 300,000 steps of hopper (16 minutes) and halfcheetah (18), 400,000 of walker2d (23).
@@ -38,16 +38,21 @@ from hoard.datasets.recipes.locomotion_policies import (
     Stage,
     d4rl_score,
     save_actors,
+    stem,
 )
+from hoard.datasets.recipes.locomotion_replay import GRID, Replay, make_replay, save_replay
+from hoard.records.errors import STOPPED
 from hoard.runners import algorithms
 from hoard.runners.entry import execute
+from hoard.runners.evaluate import training_seed
 from hoard.runners.options import Options, build
+from hoard.runners.run import Stopped
 
 TaskName = Literal["hopper", "halfcheetah", "walker2d"]
 _SNAPSHOT = re.compile(r"step(\d{8})\.safetensors")
 _RECORD, _ACTIONS = "training.json", "actions.safetensors"
-_GRID = np.float32(127)  # actions are whole numbers of 1 / 127
 _KINDS = ("weight", "bias")
+VERSION = 1  # of the sets that these policies are for
 # Reset seeds with the top bit set are for evaluation; those of the data and of the training have it not.
 _FIRST_LOOK, _SECOND_LOOK = 2**31, 2**31 + 2**20
 
@@ -76,10 +81,10 @@ class Choose:
 
     task: Annotated[TaskName, tyro.conf.Positional]
     out: Path  # the folder of `train`
-    weights: Path = WEIGHTS  # where the two files go
+    weights: Path = WEIGHTS  # where the three files go
     episodes: int = 20  # for the first look at each snapshot
     final_episodes: int = 100  # for the numbers on record
-    medium_share: float = 0.4  # medium is the first sturdy snapshot with this share of the expert's score
+    medium_score: float = 33.3  # medium is the first sturdy snapshot with this score: a third of D4RL's expert
     expert_share: float = 0.25  # the expert is the best sturdy one of this last share of the snapshots
     shake: float = 0.0  # every weight is changed by a normal number of this size, relative to it ...
     sturdy: float = 0.9  # ... and a snapshot that keeps this share of its score is sturdy; all are with shake 0
@@ -89,16 +94,11 @@ class Choose:
 # --- training ---
 
 
-def action_of(whole: np.ndarray) -> np.ndarray:
-    """The actions, float32 in [-1, 1], that are kept as int8: whole numbers of 1 / 127."""
-    return whole.astype(np.float32) / _GRID
-
-
 class Recorder:
     """Rounds the actions that a training takes, keeps them, and saves the actor every so many steps.
 
-    With actions on a grid of 1 / 127 the whole replay can be stored, a byte a number: episode k starts from a reset
-    with `hoard.runners.evaluate.training_seed(seed, k)`, and its actions repeat it.
+    With actions on a grid the whole replay can be stored, a byte a number, see
+    `hoard.datasets.recipes.locomotion_replay`: episode k starts from a reset with `training_seed(seed, k)`.
     """
 
     def __init__(self, config: Train, run: Any) -> None:
@@ -114,8 +114,8 @@ class Recorder:
         step = env.step
 
         def rounded(action: torch.Tensor) -> Any:
-            whole = (action.clamp(-1, 1) * float(_GRID)).round()
-            done = step(whole / float(_GRID))
+            whole = (action.clamp(-1, 1) * float(GRID)).round()
+            done = step(whole / float(GRID))
             self.actions.append(whole.reshape(-1).to(torch.int8).numpy())
             self._return += done.reward
             if done.terminated or done.truncated:
@@ -245,7 +245,7 @@ def shaken(actor: Actor, size: float, rng: np.random.Generator) -> Actor:
 
 
 def choose_levels(
-    scores: list[float], medium_share: float, expert_share: float, sturdy: list[bool] | None = None
+    scores: list[float], medium_score: float, expert_share: float, sturdy: list[bool] | None = None
 ) -> tuple[int, int]:
     """Indices of the medium and the expert snapshot, from the scores of all in the order of training.
 
@@ -258,11 +258,9 @@ def choose_levels(
     if not last:
         raise ValueError(f"none of the last {tail} snapshots is sturdy")
     expert = max(last, key=lambda i: scores[i])
-    medium = next(
-        i for i, score in enumerate(scores) if i == expert or (sturdy[i] and score >= medium_share * scores[expert])
-    )
-    if medium >= expert:
-        raise ValueError(f"no snapshot before the expert's has {medium_share} of its score {scores[expert]:.1f}")
+    medium = next((i for i in range(expert) if sturdy[i] and scores[i] >= medium_score), None)
+    if medium is None:
+        raise ValueError(f"no sturdy snapshot before the expert's (score {scores[expert]:.1f}) has {medium_score}")
     return medium, expert
 
 
@@ -277,7 +275,7 @@ def _shaken_score(stage: Stage, config: Choose, actor: Actor) -> float:
 
 
 def choose(config: Choose) -> None:
-    """Write the two files of a task. Raises FileNotFoundError where the folder holds no training."""
+    """Write the files of a task. Raises FileNotFoundError where the folder holds no training."""
     if not (config.out / _RECORD).is_file():
         raise FileNotFoundError(f"{config.out} holds no {_RECORD}; run `train` first")
     training = json.loads((config.out / _RECORD).read_text())
@@ -297,32 +295,39 @@ def choose(config: Choose) -> None:
         sturdy.append(seen.get("shaken", seen["d4rl_score"]) >= config.sturdy * seen["d4rl_score"])
         print(f"{step:9,} steps: {seen}", flush=True)
     scores = [row["d4rl_score"] for row in curve]
-    medium, expert = choose_levels(scores, config.medium_share, config.expert_share, sturdy)
+    medium, expert = choose_levels(scores, config.medium_score, config.expert_share, sturdy)
 
-    ladder = [*range(medium + 1), expert]
     rungs: list[dict[str, Any]] = []
-    for name, index in [("random", None), *(("", i) for i in range(medium)), ("medium", medium), ("expert", expert)]:
+    for name, index in (("random", None), ("medium", medium), ("expert", expert)):
         chosen = None if index is None else actors[index]
-        row: dict[str, Any] = {"rung": len(rungs), "name": name or f"rung {len(rungs)}"}
-        row["step"] = 0 if index is None else steps[index]
+        row: dict[str, Any] = {"rung": len(rungs), "name": name, "step": 0 if index is None else steps[index]}
         row |= measure(stage, config.task, chosen, _SECOND_LOOK, config.final_episodes, mode=False)
         if chosen is not None:
             row["mode"] = measure(stage, config.task, chosen, _SECOND_LOOK, config.final_episodes, mode=True)
         rungs.append(row)
         print(row, flush=True)
-    stage.close()
     assert rungs[RANDOM]["name"] == "random"
 
+    kept = safetensors.load_file(config.out / _ACTIONS)
+    ends = [int(end) for end in kept["ends"] if end <= steps[medium]]
+    seeds = [training_seed(training["options"]["seed"], k) for k in range(len(ends))]
+    replay = make_replay(stage, config.task, kept["actions"][: ends[-1]], ends, seeds)
+    _check_returns(stage, replay, training["episode_returns"])
+    stage.close()
+
     config.weights.mkdir(parents=True, exist_ok=True)
-    digest = save_actors(config.weights / f"{config.task}.safetensors", [actors[i] for i in ladder])
+    actors_file = config.weights / f"{stem(config.task, VERSION)}.safetensors"
+    digest = save_actors(actors_file, [actors[medium], actors[expert]])
+    replayed = {"sha256": save_replay(replay, config.weights), "steps": ends[-1], "episodes": len(ends)}
     training.pop("episode_returns")
     about = {
         "env_id": TASKS[config.task].env_id,
         "sha256": digest,
+        "replay": replayed,
         "made_by": "tools/train_locomotion_policies.py",
         "training": training,
         "choice": {
-            "medium_share": config.medium_share,
+            "medium_score": config.medium_score,
             "expert_share": config.expert_share,
             "shake": config.shake,
             "sturdy": config.sturdy,
@@ -331,7 +336,16 @@ def choose(config: Choose) -> None:
         "rungs": rungs,
         "curve": curve,
     }
-    _write(config.weights / f"{config.task}.json", (json.dumps(about, indent=1) + "\n").encode())
+    _write(config.weights / f"{stem(config.task, VERSION)}.json", (json.dumps(about, indent=1) + "\n").encode())
+
+
+def _check_returns(stage: Stage, replay: Replay, recorded: list[list[float]]) -> None:
+    """Raises ValueError unless the replay has the very rewards of the training."""
+    for k in range(len(replay)):
+        end, total = recorded[k]
+        again = float(replay.episode(stage, k).rewards.sum(dtype=np.float64))
+        if end != replay.ends[k] or not np.isclose(again, total, rtol=1e-5, atol=1e-3):
+            raise ValueError(f"episode {k} returned {total} in the training, {again} when it was played again")
 
 
 # --- files ---
@@ -360,6 +374,9 @@ def main() -> None:
     config: Any = tyro.cli(Commands, description=__doc__)  # type: ignore[arg-type]
     try:
         (train if isinstance(config, Train) else choose)(config)
+    except Stopped:
+        print("stopped; the same command goes on from here")
+        sys.exit(STOPPED)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

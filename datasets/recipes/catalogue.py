@@ -15,8 +15,11 @@ COMBLOCK_VARIANTS = ("paper", "rich", "forced", "unit")  # see `hoard.datasets.r
 TABULAR = {"gridworld": "hoard/GridWorld-v0", "doublechain": "hoard/DoubleChain-v0"}  # problem: environment
 MAZE_STEPS = {"umaze": 200_000, "medium": 400_000}  # enough for a laptop; the published sets have 1,000,000
 ROBOTS = ("hopper", "halfcheetah", "walker2d")
-# Steps of a robot's set without a length in its id.
-ROBOT_STEPS = {"random": 200_000, "medium": 200_000, "medium-replay": 200_000, "medium-expert": 400_000}
+# Steps of a robot's set without a length in its id, in each version; None is all there are.
+ROBOT_STEPS: tuple[dict[str, int | None], ...] = (
+    {"random": 200_000, "medium": 200_000, "medium-replay": 200_000, "medium-expert": 400_000},
+    {"random": 200_000, "medium": 200_000, "medium-replay": None, "medium-expert": 400_000, "expert": 200_000},
+)
 
 # id: the module whose `record` generates the set, and its arguments.
 _FIXED: dict[str, tuple[str, tuple]] = {
@@ -28,8 +31,12 @@ _WALKS = ("pointmaze", "maze2d")
 _WALK_ID = re.compile(
     f"hoard/(?P<family>{'|'.join(_WALKS)})/(?P<maze>{'|'.join(MAZE_STEPS)})" r"(-(?P<thousands>[1-9]\d*)k)?-v0"
 )
-_ROBOT_ID = re.compile(
-    f"hoard/(?P<robot>{'|'.join(ROBOTS)})/(?P<level>{'|'.join(ROBOT_STEPS)})" r"(-(?P<thousands>[1-9]\d{0,3})k)?-v0"
+_ROBOT_IDS = tuple(
+    re.compile(
+        f"hoard/(?P<robot>{'|'.join(ROBOTS)})/(?P<level>{'|'.join(steps)})"
+        rf"(-(?P<thousands>[1-9]\d{{0,3}})k)?-v{version}"
+    )
+    for version, steps in enumerate(ROBOT_STEPS)
 )
 
 # Variants in this order, each at most once, then the number of the lock.
@@ -43,7 +50,8 @@ _LOCK_ID = re.compile(
 def known_ids() -> list[str]:
     """The ids at their default length, sorted."""
     walks = [f"hoard/{family}/{maze}-v0" for family in _WALKS for maze in MAZE_STEPS]
-    robots = [f"hoard/{robot}/{level}-v0" for robot in ROBOTS for level in ROBOT_STEPS]
+    levels = [f"{level}-v{version}" for version, steps in enumerate(ROBOT_STEPS) for level in steps]
+    robots = [f"hoard/{robot}/{level}" for robot in ROBOTS for level in levels]
     locks = [f"hoard/comblock/h{horizon}-v0" for horizon in COMBLOCK_HORIZONS]
     locks += [f"hoard/comblock/h10-{variant}-v0" for variant in COMBLOCK_VARIANTS]
     return sorted([*_FIXED, *walks, *robots, *locks])
@@ -51,7 +59,7 @@ def known_ids() -> list[str]:
 
 def is_known(dataset_id: str) -> bool:
     """Whether there is a recipe, lengths such as ``hoard/pointmaze/umaze-1000k-v0`` included."""
-    return dataset_id in _FIXED or any(kind.fullmatch(dataset_id) for kind in (_WALK_ID, _ROBOT_ID, _LOCK_ID))
+    return dataset_id in _FIXED or any(kind.fullmatch(dataset_id) for kind in (_WALK_ID, *_ROBOT_IDS, _LOCK_ID))
 
 
 def is_in_memory(dataset_id: str) -> bool:
@@ -72,8 +80,9 @@ def _recipe_of(dataset_id: str) -> tuple[str, tuple]:
     if match := _WALK_ID.fullmatch(dataset_id):
         steps = _steps(match["thousands"])
         return match["family"], (match["maze"], MAZE_STEPS[match["maze"]] if steps is None else steps)
-    if match := _ROBOT_ID.fullmatch(dataset_id):
-        return "locomotion", (match["robot"], match["level"], _steps(match["thousands"]))
+    for number, kind in enumerate(_ROBOT_IDS):
+        if match := kind.fullmatch(dataset_id):
+            return "locomotion", (match["robot"], match["level"], number, _steps(match["thousands"]))
     if match := _LOCK_ID.fullmatch(dataset_id):
         variants = tuple(variant for variant in COMBLOCK_VARIANTS if match[variant])
         return "comblock", (int(match["horizon"]), variants, int(match["lock"] or 0))

@@ -1,14 +1,17 @@
-"""``hoard/{hopper,halfcheetah,walker2d}/{random,medium,medium-replay,medium-expert}[-<N>k]-v0``: MuJoCo locomotion.
+"""``hoard/{hopper,halfcheetah,walker2d}/{random,medium,medium-replay,medium-expert}[-<N>k]-v{0,1}``: MuJoCo locomotion.
 
 D4RL's kinds of locomotion data from SAC policies of our own, so that nothing has to be downloaded. The policies, for
-each task a ladder of snapshots of one training, are those of `hoard.datasets.recipes.locomotion_policies`:
+each task and version a ladder of snapshots of one training, are those of `hoard.datasets.recipes.locomotion_policies`:
 
 =================  ===================================================================================================
-``random``         rung 0, uniform random actions
+``random``         rung 0, uniform random actions; the same in both versions
 ``medium``         the medium rung
-``medium-replay``  equally many steps of every rung from 0 to the medium one, in this order. D4RL keeps the replay
-                   buffer of a training; this is what its policies do at a few points on the way, fresh episodes of each
+``medium-replay``  in version 1 the training's replay buffer when it had reached medium, see
+                   `hoard.datasets.recipes.locomotion_replay`; a length takes its last steps. In version 0 equally many
+                   steps of every rung from 0 to the medium one, in this order: fresh episodes of the policies at a few
+                   points on the way
 ``medium-expert``  half of it medium, the very episodes of ``medium``, then half expert
+``expert``         the expert rung, in version 1
 =================  ===================================================================================================
 
 Medium and expert are names of our rungs, not D4RL's levels: the description of a set gives the returns and scores of
@@ -29,7 +32,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib import metadata
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -53,6 +56,7 @@ from hoard.datasets.recipes.locomotion_policies import (
     load_ladder,
     references,
 )
+from hoard.datasets.recipes.locomotion_replay import Replay, load_replay
 
 SEEDS_PER_RUNG = 1_000_000
 _STEPS_PER_PROCESS = 50_000  # fewer are made before another process has started
@@ -63,6 +67,7 @@ def parts(ladder: Ladder, level: str, steps: int) -> list[tuple[int, int]]:
     rungs = {
         "random": [RANDOM],
         "medium": [ladder.medium],
+        "expert": [ladder.expert],
         "medium-replay": list(range(RANDOM, ladder.medium + 1)),
         "medium-expert": [ladder.medium, ladder.expert],
     }[level]
@@ -83,36 +88,27 @@ def record_episode(stage: Stage, ladder: Ladder, rung: int, k: int) -> Trajector
 def record(
     task: str,
     level: str,
+    version: int = 0,
     steps: int | None = None,
     progress: Progress | None = None,
     processes: int | None = None,
     weights: Path = WEIGHTS,
 ) -> Recording:
-    """Generate ``hoard/<task>/<level>``; `processes` (default: one a core, fewer for short sets) share the work.
+    """Generate ``hoard/<task>/<level>-v<version>``; `processes` (default: one a core, fewer for short sets) share it.
 
-    Raises DatasetError if the policies in the folder `weights` cannot be used, or a process fails.
+    Raises DatasetError if the policies in the folder `weights` cannot be used, a process fails, or a replay does not
+    have that many steps or takes another path on this machine.
     """
-    steps = steps or ROBOT_STEPS[level]
-    ladder, stage = load_ladder(task, weights), Stage(task)
-    plan = parts(ladder, level, steps)
-    if processes is None:
-        processes = max(1, min(_cores(), steps // _STEPS_PER_PROCESS))
-    meter = Meter(progress, steps)
-    buffers: list[EpisodeBuffer] = []
-    texts = []
-    with _crew(ladder, stage, processes, weights) as crew:
-        for rung, share in plan:
-            made, returns = 0, []
-            for k, episode in enumerate(crew.episodes(rung)):
-                for _ in range(min(len(episode), share - made)):
-                    meter.step()
-                made += len(episode)
-                returns.append(float(episode.rewards.sum(dtype=np.float64)))
-                several = {"rung": np.full(len(episode) + 1, rung, np.int8)} if len(plan) > 1 else {}
-                buffers.append(_buffer(len(buffers), reset_seed(rung, k), episode, several))
-                if made >= share:
-                    break
-            texts.append(_part_text(ladder, rung, made, returns))
+    steps = steps or ROBOT_STEPS[version][level]
+    ladder, stage = load_ladder(task, version, weights), Stage(task)
+    if (version, level) == (1, "medium-replay"):
+        buffers, texts = _replayed(ladder, load_replay(ladder, weights), stage, steps, progress)
+    else:
+        assert steps is not None
+        if processes is None:
+            processes = max(1, min(_cores(), steps // _STEPS_PER_PROCESS))
+        with _crew(ladder, stage, processes, weights) as crew:
+            buffers, texts = _fresh(ladder, crew, parts(ladder, level, steps), Meter(progress, steps))
     ref_min, ref_max = references(task)
     recording = Recording(
         buffers,
@@ -130,6 +126,47 @@ def record(
     return recording
 
 
+def _fresh(
+    ladder: Ladder, crew: _Alone | _Shared, plan: list[tuple[int, int]], meter: Meter
+) -> tuple[list[EpisodeBuffer], list[str]]:
+    """Episodes of the policies for each (rung, steps), and what to say of each."""
+    buffers: list[EpisodeBuffer] = []
+    texts = []
+    for rung, share in plan:
+        made, returns = 0, []
+        for k, episode in enumerate(crew.episodes(rung)):
+            for _ in range(min(len(episode), share - made)):
+                meter.step()
+            made += len(episode)
+            returns.append(float(episode.rewards.sum(dtype=np.float64)))
+            several = {"rung": np.full(len(episode) + 1, rung, np.int8)} if len(plan) > 1 else {}
+            buffers.append(_buffer(len(buffers), reset_seed(rung, k), episode, several))
+            if made >= share:
+                break
+        trained = "" if rung == RANDOM else f" after {ladder.about['rungs'][rung]['step']:,} steps of training"
+        texts.append(_part_text(ladder, f"{ladder.name(rung)}{trained}", made, returns))
+    return buffers, texts
+
+
+def _replayed(
+    ladder: Ladder, replay: Replay, stage: Stage, steps: int | None, progress: Progress | None
+) -> tuple[list[EpisodeBuffer], list[str]]:
+    """The last episodes of a training, and what to say of them."""
+    chosen = replay.last(steps)
+    made = int(replay.lengths[chosen.start :].sum())
+    buffers: list[EpisodeBuffer] = []
+    meter, returns = Meter(progress, made), []
+    for k in chosen:
+        episode = replay.episode(stage, k)
+        for _ in range(len(episode)):
+            meter.step()
+        returns.append(float(episode.rewards.sum(dtype=np.float64)))
+        buffers.append(_buffer(len(buffers), int(replay.seeds[k]), episode, {}))
+    last = f"the last of its first {int(replay.ends[-1]):,}" if chosen.start else "all of its"
+    name = f"the training's own steps until it had reached medium, {last} steps"
+    return buffers, [_part_text(ladder, name, made, returns)]
+
+
 def _buffer(number: int, seed: int, episode: Trajectory, infos: dict[str, np.ndarray]) -> EpisodeBuffer:
     last = np.arange(len(episode)) == len(episode) - 1
     return EpisodeBuffer(
@@ -144,11 +181,10 @@ def _buffer(number: int, seed: int, episode: Trajectory, infos: dict[str, np.nda
     )
 
 
-def _part_text(ladder: Ladder, rung: int, steps: int, returns: list[float]) -> str:
+def _part_text(ladder: Ladder, name: str, steps: int, returns: list[float]) -> str:
     mean = float(np.mean(returns))
-    trained = "" if rung == RANDOM else f" after {ladder.about['rungs'][rung]['step']:,} steps of training"
     return (
-        f"{ladder.name(rung)}{trained}: {steps:,} steps in {len(returns):,} episodes, mean return {mean:.1f}, "
+        f"{name}: {steps:,} steps in {len(returns):,} episodes, mean return {mean:.1f}, "
         f"D4RL score {d4rl_score(ladder.task, mean):.1f}"
     )
 
@@ -160,14 +196,15 @@ def _trainer(ladder: Ladder) -> str:
 
 
 def _describe(ladder: Ladder, level: str, texts: list[str]) -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("gymnasium", "mujoco", "numpy"))
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("gymnasium", "mujoco", "numpy"))
     several = " infos/rung tells the parts apart." if len(texts) > 1 else ""
     actors = "Uniform random actions"
     if level != "random":
         training = ladder.about["training"]
         name = _trainer(ladder)
         made_with = f"{name} {training['versions'][name]}, seed {training['options']['seed']}"
-        actors = f"Actions drawn from snapshots of one SAC training ({made_with})"
+        what = "those of" if (ladder.version, level) == (1, "medium-replay") else "drawn from snapshots of"
+        actors = f"Actions {what} one SAC training ({made_with})"
     return (
         f"{TASKS[ladder.task].env_id}, of D4RL's kind {level}, but with hoard's own policies, which are not D4RL's "
         f"levels. {actors}; whole episodes of at most 1000 steps. {'; '.join(texts)}.{several} Each episode can be "
@@ -210,7 +247,7 @@ class _Shared:
         code = "import sys; from hoard.datasets.recipes.locomotion import serve; serve(*sys.argv[1:])"
         for _ in range(processes):
             ours, theirs = Pipe()
-            arguments = [ladder.task, str(weights), str(theirs.fileno())]
+            arguments = [ladder.task, str(ladder.version), str(weights), str(theirs.fileno())]
             self.children[ours] = subprocess.Popen(
                 [sys.executable, "-c", code, *arguments],
                 pass_fds=[theirs.fileno()],
@@ -282,10 +319,10 @@ def _crew(ladder: Ladder, stage: Stage, processes: int, weights: Path) -> Iterat
         shared.close()
 
 
-def serve(task: str, weights: str, descriptor: str) -> None:
+def serve(task: str, version: str, weights: str, descriptor: str) -> None:
     """The life of a worker: take (rung, k) from the connection, answer with the episode, until the other side ends."""
     connection = Connection(int(descriptor))
-    ladder, stage = load_ladder(task, Path(weights)), Stage(task)
+    ladder, stage = load_ladder(task, int(version), Path(weights)), Stage(task)
     try:
         while True:
             rung, k = np.frombuffer(connection.recv_bytes(), np.int64).tolist()

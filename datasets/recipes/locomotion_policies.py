@@ -1,9 +1,10 @@
 """The policies behind ``hoard/{hopper,halfcheetah,walker2d}/*``: stored actors, and episodes of them.
 
 Each task has a ladder of policies. Rung 0 is the uniform random one; the others are actors of one SAC training, saved
-on the way: rungs 1, 2, ... up to the one that is called medium, and above it the expert. ``weights/<task>.safetensors``
-holds the actors (float16, used exactly as they are stored), ``weights/<task>.json`` what they are, how they were
-trained and what each returns. `tools/train_locomotion_policies.py` writes both.
+on the way: rungs 1, 2, ... up to the one that is called medium, and above it the expert. Version 1 keeps medium and
+expert alone. ``weights/<task>.safetensors`` (``<task>-v1.safetensors``) holds the actors (float16, used exactly as they
+are stored), ``.json`` beside it what they are, how they were trained and what each returns.
+`tools/train_locomotion_policies.py` writes both.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class Ladder:
     """The policies of a task: `actors[r - 1]` is rung r, the last is the expert. `about` is the JSON file."""
 
     task: str
+    version: int
     actors: tuple[Actor, ...]
     about: dict[str, Any]
 
@@ -129,9 +131,14 @@ def save_actors(file: Path, actors: list[Actor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def load_ladder(task: str, folder: Path = WEIGHTS) -> Ladder:
+def stem(task: str, version: int) -> str:
+    """The name of a task's files."""
+    return f"{task}-v{version}" if version else task
+
+
+def load_ladder(task: str, version: int = 0, folder: Path = WEIGHTS) -> Ladder:
     """The policies that ship for a task. Raises DatasetError naming a file that is missing, damaged or does not fit."""
-    file, about_file = folder / f"{task}.safetensors", folder / f"{task}.json"
+    file, about_file = (folder / f"{stem(task, version)}.{kind}" for kind in ("safetensors", "json"))
     try:
         about = json.loads(about_file.read_text())
         expected, count = about["sha256"], len(about["rungs"]) - 1
@@ -153,7 +160,7 @@ def load_ladder(task: str, folder: Path = WEIGHTS) -> Ladder:
             raise ValueError(f"{count} actors, expected two or more: medium, then expert")
     except (ValueError, KeyError, SafetensorError) as error:
         raise DatasetError(f"the policies of {task} in {file} do not fit: {error}") from error
-    return Ladder(task, actors, about)
+    return Ladder(task, version, actors, about)
 
 
 def _actor(arrays: dict[str, np.ndarray], rung: int) -> Actor:

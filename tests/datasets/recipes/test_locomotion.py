@@ -1,5 +1,6 @@
 """Locomotion: policies as they were trained, episodes that can be replayed, sets composed as they say."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 import train_locomotion_policies as locomotion_training
 from gymnasium.envs.registration import EnvSpec
+from helpers import ROOT
 from safetensors import numpy as safetensors
 
 from hoard import datasets
@@ -24,7 +26,16 @@ from hoard.datasets.minari.metadata import infos_of, metadata_of
 from hoard.datasets.recipes import locomotion, locomotion_policies
 from hoard.datasets.recipes.catalogue import ROBOT_STEPS
 from hoard.datasets.recipes.in_memory import dataset_of
-from hoard.datasets.recipes.locomotion_policies import TASKS, Actor, Stage, load_ladder, save_actors
+from hoard.datasets.recipes.locomotion_policies import (
+    TASKS,
+    WEIGHTS,
+    Actor,
+    Stage,
+    load_ladder,
+    save_actors,
+    stem,
+)
+from hoard.datasets.recipes.locomotion_replay import action_of, load_replay, make_replay, play, save_replay
 from hoard.envs import flatten_space, make_env
 from hoard.runners import algorithms
 from hoard.runners.evaluate import training_seed
@@ -40,11 +51,12 @@ def some_actor(task, rng, hidden=8, scale=0.3):
     return Actor(tuple(w.astype(np.float32) for w in weights), tuple(b.astype(np.float32) for b in biases)).rounded()
 
 
-def write(folder, task, actors, **changes):
+def write(folder, task, actors, version=0, **changes):
     rungs = [{"rung": i, "step": 1000 * i} for i in range(len(actors) + 1)]
     training = {"options": {"seed": 0}, "versions": {"stable-baselines3": "2"}}
-    about = {"sha256": save_actors(folder / f"{task}.safetensors", actors), "rungs": rungs, "training": training}
-    (folder / f"{task}.json").write_text(json.dumps(about | changes))
+    digest = save_actors(folder / f"{stem(task, version)}.safetensors", actors)
+    about = {"sha256": digest, "rungs": rungs, "training": training}
+    (folder / f"{stem(task, version)}.json").write_text(json.dumps(about | changes))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +71,7 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def record(weights):
     return lambda task, level, steps=STEPS, **options: locomotion.record(
-        task, level, steps, weights=weights, **{"processes": 1} | options
+        task, level, steps=steps, weights=weights, **{"processes": 1} | options
     )
 
 
@@ -102,7 +114,7 @@ def test_an_episode_is_what_the_environment_does_from_its_seed(record, task, lev
 
 
 def test_actions_answer_the_observation_beside_them(record, weights):
-    ladder = load_ladder("hopper", weights)
+    ladder = load_ladder("hopper", folder=weights)
     recording = record("hopper", "medium-replay")
     places = {}
     for episode in recording.episodes:
@@ -120,7 +132,7 @@ def test_actions_answer_the_observation_beside_them(record, weights):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("level", ROBOT_STEPS)
+@pytest.mark.parametrize("level", ROBOT_STEPS[0])
 def test_episodes_are_whole(record, task, level):
     recording = record(task, level)
     for number, episode in enumerate(recording.episodes):
@@ -152,7 +164,7 @@ def test_noise_has_the_spread_that_the_actor_says():
 
 
 def test_levels_are_the_rungs_they_say(record, weights):
-    ladder = load_ladder("hopper", weights)
+    ladder = load_ladder("hopper", folder=weights)
     assert locomotion.parts(ladder, "random", 100) == [(0, 100)]
     assert locomotion.parts(ladder, "medium", 100) == [(MEDIUM, 100)]
     assert locomotion.parts(ladder, "medium-replay", 100) == [(0, 33), (1, 33), (MEDIUM, 34)]
@@ -192,7 +204,7 @@ def test_the_number_of_processes_changes_nothing(record):
 
 
 def test_a_worker_that_dies_is_said_and_one_that_is_left_ends(weights):
-    ladder = load_ladder("hopper", weights)
+    ladder = load_ladder("hopper", folder=weights)
     shared = locomotion._Shared(ladder, 2, weights)
     try:
         episodes = shared.episodes(1)
@@ -281,21 +293,29 @@ def root_of_its_own(tmp_path, monkeypatch):
 def test_ids(monkeypatch):
     seen = []
     monkeypatch.setattr(locomotion, "record", lambda *args: seen.append(args))
-    ids = [f"hoard/{task}/{level}-v0" for task in TASKS for level in ROBOT_STEPS]
-    assert len(ids) == 12
-    assert set(ids) <= set(recipes.known_ids())
-    for dataset_id in (*ids, "hoard/hopper/medium-replay-1000k-v0", "hoard/walker2d/random-5k-v0"):
+    ids = [f"hoard/{task}/{level}-v0" for task in TASKS for level in ROBOT_STEPS[0]]
+    newer = [f"hoard/{task}/{level}-v1" for task in TASKS for level in ROBOT_STEPS[1]]
+    assert (len(ids), len(newer)) == (12, 15)
+    assert {*ids, *newer} <= set(recipes.known_ids())
+    given = ["hoard/hopper/medium-replay-1000k-v0", "hoard/walker2d/random-5k-v0", "hoard/hopper/medium-replay-30k-v1"]
+    for dataset_id in (*ids, *newer, *given):
         assert recipes.is_known(dataset_id)
         assert not recipes.is_in_memory(dataset_id)
         recipes.generate(dataset_id)
-    assert seen[0] == ("hopper", "random", None, None)
-    assert seen[-2:] == [("hopper", "medium-replay", 1_000_000, None), ("walker2d", "random", 5000, None)]
+    assert seen[0] == ("hopper", "random", 0, None, None)
+    assert seen[-4:] == [
+        ("walker2d", "expert", 1, None, None),
+        ("hopper", "medium-replay", 0, 1_000_000, None),
+        ("walker2d", "random", 0, 5000, None),
+        ("hopper", "medium-replay", 1, 30_000, None),
+    ]
 
 
 @pytest.mark.parametrize(
     "bad",
     [
         "hopper/expert-v0",
+        "hopper/medium-v2",
         "hopper/medium",
         "hopper/medium-0k-v0",
         "hopper/medium-10000k-v0",
@@ -318,7 +338,7 @@ def test_actors_are_kept_as_they_are_used(tmp_path):
     first = (tmp_path / "hopper.safetensors").read_bytes()
     write(tmp_path, "hopper", actors)
     assert (tmp_path / "hopper.safetensors").read_bytes() == first
-    ladder = load_ladder("hopper", tmp_path)
+    ladder = load_ladder("hopper", folder=tmp_path)
     assert (ladder.medium, ladder.expert) == (2, 3)
     assert [ladder.name(rung) for rung in range(4)] == ["random", "rung 1", "medium", "expert"]
     assert ladder.actor(0) is None
@@ -394,7 +414,144 @@ def test_bad_weights_are_refused_by_name(tmp_path, damage, says):
     write(tmp_path, "hopper", [some_actor("hopper", np.random.default_rng(0))] * 2)
     damage(tmp_path)
     with pytest.raises(DatasetError, match=re.escape(says)):
-        locomotion.record("hopper", "medium", 100, weights=tmp_path)
+        locomotion.record("hopper", "medium", steps=100, weights=tmp_path)
+
+
+# --- replay ---
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory):
+    """Three episodes of HalfCheetah, 1,000 uniform random steps each, and the folder they are stored in."""
+    folder, rng = tmp_path_factory.mktemp("replay"), np.random.default_rng(5)
+    whole = rng.integers(-127, 128, (3000, 6), dtype=np.int8)
+    made = make_replay(Stage("halfcheetah"), "halfcheetah", whole, [1000, 2000, 3000], [7, 11, 13])
+    about = {"replay": {"sha256": save_replay(made, folder)}}
+    actors = [some_actor("halfcheetah", rng) for _ in range(2)]
+    write(folder, "halfcheetah", actors, version=1, **about)
+    return made, folder
+
+
+def replayed(folder, steps=None):
+    return locomotion.record("halfcheetah", "medium-replay", 1, steps, weights=folder)
+
+
+def test_a_replay_is_what_the_environment_did(replay):
+    """Row by row, with all of Gymnasium's wrappers and none of the states that are kept."""
+    made, folder = replay
+    episodes = replayed(folder).episodes
+    env = gym.make("HalfCheetah-v4")
+    for k, episode in enumerate(episodes):
+        assert episode.seed == (7, 11, 13)[k]
+        obs, _ = env.reset(seed=episode.seed)
+        np.testing.assert_array_equal(episode.observations[0], obs.astype(np.float32))
+        for t, whole in enumerate(made.actions[1000 * k : 1000 * (k + 1)]):
+            obs, reward, _, truncated, _ = env.step(whole.astype(np.float32) / np.float32(127))
+            np.testing.assert_array_equal(episode.observations[t + 1], obs.astype(np.float32))
+            assert episode.rewards[t] == np.float32(reward)
+        assert truncated
+        assert episode.truncations.tolist() == [False] * 999 + [True]
+    assert k == 2
+    env.close()
+
+
+def test_a_length_takes_the_last_steps_of_a_replay(replay):
+    _, folder = replay
+    whole = replayed(folder)
+    for steps, first in ((1, 2), (1000, 2), (1001, 1), (2000, 1), (3000, 0)):
+        ticks = []
+        part = locomotion.record(
+            "halfcheetah", "medium-replay", 1, steps, lambda *tick, ticks=ticks: ticks.append(tick), weights=folder
+        )
+        assert [e.seed for e in part.episodes] == [e.seed for e in whole.episodes[first:]]
+        np.testing.assert_array_equal(part.episodes[-1].observations, whole.episodes[-1].observations)
+        assert ticks[-1] == (1000 * (3 - first),) * 2
+    assert "the last of its first 3,000 steps: 2,000 steps in 2 episodes" in replayed(folder, 2000).description
+    with pytest.raises(DatasetError, match=r"has 3,000 steps; its length may be at most 3k"):
+        replayed(folder, 4000)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(1e-13, True), (1e-2, False)])
+def test_a_replay_stays_on_its_path_where_the_simulator_rounds_otherwise(replay, monkeypatch, size, fits):
+    """The states that are kept take back what differences have grown to; another simulator is refused."""
+    made, folder = replay
+    whole = replayed(folder)
+    init, rng = Stage.__init__, np.random.default_rng(0)
+
+    def rough(stage, task):
+        init(stage, task)
+        step, data = stage.env.step, stage.env.data
+
+        def shaken(action):
+            data.qvel[:] += size * rng.standard_normal(data.qvel.shape)
+            return step(action)
+
+        stage.env.step = shaken
+
+    monkeypatch.setattr(Stage, "__init__", rough)
+    if not fits:
+        with pytest.raises(DatasetError, match=r"HalfCheetah-v4 cannot be made again .* episode 0, step 25 is in"):
+            replayed(folder)
+        return
+    kept = replayed(folder)
+    loose = play(Stage("halfcheetah"), 7, made.actions[:1000], None, "")[0]
+    assert np.abs(loose.observations - whole.episodes[0].observations).max() > 0.1  # chaos, without these states
+    for one, two in zip(kept.episodes, whole.episodes):
+        np.testing.assert_allclose(one.observations, two.observations, atol=1e-3)
+        np.testing.assert_allclose(one.rewards, two.rewards, atol=1e-3)
+        np.testing.assert_array_equal(one.actions, two.actions)
+
+
+def test_a_replay_ends_where_the_robot_falls():
+    whole = np.random.default_rng(5).integers(-127, 128, (1000, 3), dtype=np.int8)
+    env, length, terminated = Stage("hopper").env, 0, False
+    env.reset(seed=3)
+    while not terminated:
+        terminated = env.step(action_of(whole[length]))[2]
+        length += 1
+    stage = Stage("hopper")
+    made = make_replay(stage, "hopper", whole[:length], [length], [3]).episode(stage, 0)
+    assert (len(made), made.terminated, made.truncated) == (length, True, False)
+    with pytest.raises(DatasetError, match=f"episode 0 ends after {length} steps of {length + 1}"):
+        make_replay(stage, "hopper", whole[: length + 1], [length + 1], [3])
+    with pytest.raises(DatasetError, match=f"episode 0 goes on after its {length - 1} steps"):
+        make_replay(stage, "hopper", whole[: length - 1], [length - 1], [3])
+
+
+def replay_missing(file):
+    file.unlink()
+
+
+def replay_changed(file):
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (replay_missing, "halfcheetah-v1.replay.safetensors"),
+        (replay_changed, "is damaged: "),
+        ({"actions": np.zeros((3000, 3), np.int8)}, "actions of shape (3000, 3), expected (3000, 6)"),
+        ({"seeds": np.zeros(2, np.int64)}, "3 episodes with 2 seeds"),
+        ({"ends": np.array([1000, 1000, 3000])}, "lengths from 0"),
+        ({"states": np.zeros((116, 28))}, "116 states, expected 117"),
+        ({"other": np.zeros(1)}, "does not fit"),
+    ],
+)
+def test_a_bad_replay_is_refused_by_name(replay, tmp_path, damage, says):
+    _, folder = replay
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    file, record = tmp_path / "halfcheetah-v1.replay.safetensors", tmp_path / "halfcheetah-v1.json"
+    if callable(damage):
+        damage(file)
+    else:
+        data = safetensors.save(safetensors.load_file(file) | damage)
+        file.write_bytes(data)
+        about = json.loads(record.read_text())
+        record.write_text(json.dumps(about | {"replay": {"sha256": hashlib.sha256(data).hexdigest()}}))
+    with pytest.raises(DatasetError, match=re.escape(says)):
+        replayed(tmp_path)
 
 
 # --- training ---
@@ -423,7 +580,7 @@ def test_a_small_training_from_start_to_dataset(tmp_path, capsys, root_of_its_ow
     for number, (start, end) in enumerate(itertools.pairwise([0, *ends])):  # the replay, from seeds and these bytes
         env.reset(seed=training_seed(0, number))
         rewards = []
-        for action in locomotion_training.action_of(actions[start:end]):
+        for action in action_of(actions[start:end]):
             _, reward, terminated, _, _ = env.step(action)
             rewards.append(float(reward))
         assert terminated or end - start == 1000
@@ -431,22 +588,34 @@ def test_a_small_training_from_start_to_dataset(tmp_path, capsys, root_of_its_ow
     assert len(returns) > 10
     assert returns == training["episode_returns"]
 
-    share = {"medium_share": -100.0, "expert_share": 0.4}  # what they have learnt in a second is no matter
+    share = {"medium_score": -100.0, "expert_share": 0.4}  # what they have learnt in a second is no matter
     share |= {"shake": 0.01, "sturdy": -100.0}
     choice = locomotion_training.Choose("hopper", tmp_path / "run", tmp_path / "out", 3, 4, **share)
     locomotion_training.choose(choice)
-    ladder = load_ladder("hopper", tmp_path / "out")
+    ladder = load_ladder("hopper", 1, tmp_path / "out")
     about = ladder.about
     assert [rung["step"] for rung in about["rungs"][:2]] == [0, 200]
     assert about["rungs"][2]["step"] in (800, 1000)
     assert [row["step"] for row in about["curve"]] == [200, 400, 600, 800, 1000]
     assert all(abs(row["shaken"] - row["d4rl_score"]) < 30 for row in about["curve"])
     assert about["rungs"][1]["episodes"] == about["rungs"][1]["mode"]["episodes"] == 4
-    assert (
-        "after 200 steps of training"
-        in locomotion.record("hopper", "medium", 100, weights=tmp_path / "out").description
+    made = lambda level: locomotion.record("hopper", level, 1, 100, weights=tmp_path / "out")  # noqa: E731
+    assert "medium after 200 steps of training" in made("medium").description
+    assert "expert after" in made("expert").description
+    assert "hoard" in made("medium").algorithm_name
+
+    whole = locomotion.record("hopper", "medium-replay", 1, weights=tmp_path / "out")  # of its first 200 steps
+    count = sum(end <= 200 for end in ends)
+    assert [len(episode) for episode in whole.episodes] == np.diff(ends[:count], prepend=0).tolist()
+    assert [episode.seed for episode in whole.episodes] == [training_seed(0, k) for k in range(count)]
+    np.testing.assert_array_equal(
+        np.concatenate([e.actions for e in whole.episodes]), action_of(actions[: ends[count - 1]])
     )
-    assert "hoard" in locomotion.record("hopper", "medium", 100, weights=tmp_path / "out").algorithm_name
+    for episode, (_, total) in zip(whole.episodes, returns):
+        assert episode.rewards.sum(dtype=np.float64) == pytest.approx(total, abs=1e-4)
+    assert about["replay"]["steps"] == sum(len(episode) for episode in whole.episodes)
+    assert "the training's own steps until it had reached medium, all of its steps: " in whole.description
+    assert "Actions those of one SAC training" in whole.description
     with pytest.raises(ValueError, match="is a training of hopper, not of walker2d"):
         locomotion_training.choose(locomotion_training.Choose("walker2d", tmp_path / "run", tmp_path / "out"))
     with pytest.raises(FileNotFoundError, match="run `train` first"):
@@ -495,15 +664,15 @@ def test_stored_actors_act_as_ours_do():
 
 def test_levels_are_chosen_from_the_scores():
     choose = locomotion_training.choose_levels
-    assert choose([1, 5, 30, 45, 90, 70, 80, 100], 0.4, 0.25) == (3, 7)
-    assert choose([1, 5, 30, 45, 90, 70, 80, 60], 0.4, 0.25) == (3, 6)  # the best of the last two, not of all
-    assert choose([1, 41, 30, 45, 90, 70, 80, 100], 0.4, 0.25)[0] == 1
-    with pytest.raises(ValueError, match="no snapshot before the expert's"):
-        choose([1, 2, 3, 100], 0.4, 0.25)
+    assert choose([1, 5, 30, 45, 90, 70, 80, 100], 40, 0.25) == (3, 7)
+    assert choose([1, 5, 30, 45, 90, 70, 80, 60], 40, 0.25) == (3, 6)  # the best of the last two, not of all
+    assert choose([1, 41, 30, 45, 90, 70, 80, 100], 40, 0.25)[0] == 1
+    with pytest.raises(ValueError, match=r"no sturdy snapshot before the expert's \(score 100.0\) has 40"):
+        choose([1, 2, 3, 100], 40, 0.25)
     sturdy = [True, True, True, False, True, True, True, False]
-    assert choose([1, 5, 30, 45, 90, 70, 80, 100], 0.4, 0.25, sturdy) == (4, 6)
+    assert choose([1, 5, 30, 45, 90, 70, 80, 100], 40, 0.25, sturdy) == (4, 6)
     with pytest.raises(ValueError, match="none of the last 2 snapshots is sturdy"):
-        choose([1, 5, 30, 45, 90, 70, 80, 100], 0.4, 0.25, [True] * 6 + [False] * 2)
+        choose([1, 5, 30, 45, 90, 70, 80, 100], 40, 0.25, [True] * 6 + [False] * 2)
 
 
 def test_a_shaken_actor_is_one_percent_off():
@@ -519,13 +688,13 @@ def test_a_shaken_actor_is_one_percent_off():
 # --- what ships ---
 
 
+@pytest.mark.parametrize("version", [0, 1])
 @pytest.mark.parametrize("task", TASKS)
-def test_shipped_policies(task):
-    ladder = load_ladder(task)
-    rungs = ladder.about["rungs"]
-    assert ladder.about["env_id"] == TASKS[task].env_id
+def test_shipped_policies(task, version):
+    ladder = load_ladder(task, version)
+    about, rungs = ladder.about, ladder.about["rungs"]
+    assert about["env_id"] == TASKS[task].env_id
     assert [rung["rung"] for rung in rungs] == list(range(ladder.expert + 1))
-    assert ladder.medium >= 3  # a replay set of fewer policies would not be one
     steps = [rung["step"] for rung in rungs]
     assert steps == sorted(set(steps))
     for rung in rungs:
@@ -533,12 +702,49 @@ def test_shipped_policies(task):
         assert rung["episodes"] == 100
     random, medium, expert = (rungs[i]["d4rl_score"] for i in (0, ladder.medium, ladder.expert))
     assert random < 3 < medium < expert
-    assert 0.25 < medium / expert < 0.75
-    chosen = {row["step"]: row for row in ladder.about["curve"]}
-    scores = [row["d4rl_score"] for row in ladder.about["curve"]]
-    choice = ladder.about["choice"]
-    picked = locomotion_training.choose_levels(scores, choice["medium_share"], choice["expert_share"])
-    assert [list(chosen)[i] for i in picked] == [steps[ladder.medium], steps[ladder.expert]]
+    curve, choice = about["curve"], about["choice"]
+    scores = [row["d4rl_score"] for row in curve]
+    if version == 0:
+        assert ladder.medium >= 3  # its replay set has equal parts of each
+        assert 0.25 < medium / expert < 0.75
+        sturdy, best = None, max(scores[-round(choice["expert_share"] * len(scores)) :])
+        wanted = choice["medium_share"] * best
+    else:
+        assert 25 < medium < 50  # a third of D4RL's expert was asked for
+        sturdy = [row["shaken"] >= choice["sturdy"] * row["d4rl_score"] for row in curve]
+        wanted = choice["medium_score"]
+        assert choice["shake"] == 0.01
+    picked = locomotion_training.choose_levels(scores, wanted, choice["expert_share"], sturdy)
+    assert [curve[i]["step"] for i in picked] == [steps[ladder.medium], steps[ladder.expert]]
+
+
+def test_the_docs_give_the_scores_on_record():
+    page = (ROOT / "docs" / "datasets.md").read_text()
+    table = page.partition("<!-- levels -->\n")[2].partition("<!-- /levels -->")[0].splitlines()[2:]
+    wanted = []
+    for version in (1, 0):
+        ladders = [load_ladder(task, version) for task in TASKS]
+        for name in ("medium", "expert"):
+            rungs = [ladder.about["rungs"][getattr(ladder, name)] for ladder in ladders]
+            cells = [f"{rung['d4rl_score']:.0f} ({rung['step'] // 1000}k steps)" for rung in rungs]
+            wanted.append(f"| {name}, version {version} | {' | '.join(cells)} |")
+        if version == 1:
+            replays = [ladder.about["replay"] for ladder in ladders]
+            cells = [f"{replay['steps']:,} steps" for replay in replays]
+            wanted.append(f"| medium-replay, version 1 | {' | '.join(cells)} |")
+    assert table == wanted
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_shipped_replay_is_the_training_up_to_medium(task):
+    """Its last episodes are played here; the tool compared the returns of all with the training's."""
+    ladder = load_ladder(task, 1)
+    replay, medium = load_replay(ladder, WEIGHTS), ladder.about["rungs"][ladder.medium]["step"]
+    assert medium - 1000 < replay.ends[-1] == ladder.about["replay"]["steps"] <= medium
+    assert replay.seeds.tolist() == [training_seed(0, k) for k in range(len(replay))]
+    recording = locomotion.record(task, "medium-replay", 1, 5000)
+    assert [e.seed for e in recording.episodes] == replay.seeds[replay.last(5000).start :].tolist()
+    assert 5000 <= sum(len(e) for e in recording.episodes) < 6000
 
 
 @pytest.mark.slow
@@ -552,6 +758,22 @@ def test_a_full_set_has_the_returns_on_record_and_passes_every_check(task, root_
     ladder = load_ladder(task)
     for rung in range(ladder.medium + 1):
         episodes = [k for k in range(data.num_episodes) if infos_of(dataset_id, k)["rung"][0] == rung]
-        returns, recorded = data.returns[episodes], ladder.about["rungs"][rung]
-        error = np.hypot(returns.std(ddof=1) / np.sqrt(len(returns)), recorded["standard_error"])
-        assert abs(returns.mean() - recorded["return"]) < 5 * error
+        close_to_the_record(ladder, rung, data.returns[episodes])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_sets_of_version_1_have_the_returns_on_record_and_pass_every_check(task, root_of_its_own):
+    ladder = load_ladder(task, 1)
+    for level, rung in (("medium", ladder.medium), ("expert", ladder.expert)):
+        close_to_the_record(ladder, rung, datasets.load(f"hoard/{task}/{level}-50k-v1").returns)
+    replay = f"hoard/{task}/medium-replay-v1"
+    data = datasets.load(replay)
+    assert (len(data), data.num_episodes) == (ladder.about["replay"]["steps"], ladder.about["replay"]["episodes"])
+    assert [finding for finding in check.check(replay) if finding.status == "failed"] == []
+
+
+def close_to_the_record(ladder, rung, returns):
+    recorded = ladder.about["rungs"][rung]
+    error = np.hypot(returns.std(ddof=1) / np.sqrt(len(returns)), recorded["standard_error"])
+    assert abs(returns.mean() - recorded["return"]) < 5 * error

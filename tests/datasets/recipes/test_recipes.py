@@ -152,6 +152,9 @@ def test_pendulum_rows_replay_to_the_bit():
     env.close()
 
 
+ROBOT_LEVELS = ("random", "medium", "medium-replay", "medium-expert")
+
+
 def test_ids():
     ids = recipes.known_ids()
     assert ids == sorted(ids)
@@ -167,9 +170,10 @@ def test_ids():
         "hoard/gridworld/expert-v0",
         "hoard/doublechain/expert-v0",
         *(
-            f"hoard/{robot}/{level}-v0"
+            f"hoard/{robot}/{level}-v{version}"
             for robot in ("hopper", "halfcheetah", "walker2d")
-            for level in ("random", "medium", "medium-replay", "medium-expert")
+            for version, levels in enumerate((ROBOT_LEVELS, (*ROBOT_LEVELS, "expert")))
+            for level in levels
         ),
     }
     assert all(map(recipes.is_known, ids))
