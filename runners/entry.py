@@ -119,7 +119,14 @@ def execute(parsed: Parsed, train: Train, algo_file: Path, source: str, begun: B
         return folder
     dataset = plugins.apply(dataset, getattr(cfg, "data", "all"))
     run = Run(
-        folder, cfg, dataset, algo=algo_file.stem, source=source, config=parsed.config, overrides=parsed.overrides
+        folder,
+        cfg,
+        dataset,
+        algo=algo_file.stem,
+        source=source,
+        config=parsed.config,
+        overrides=parsed.overrides,
+        eval_processes=options.eval_processes,
     )
 
     def stop(*_: object) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hoard.datasets import DatasetError
 from hoard.datasets.actions import ActionScaler
-from hoard.envs import make_env
+from hoard.envs.crew import UNSAID, Alone, Crew
 from hoard.runners.task import Task
 
 # Reset seeds with the top bit set are for evaluation, those without for training and for making datasets.
@@ -107,21 +107,31 @@ def training_seed(run_seed: int, number: int) -> int:
 class Evaluator:
     """Rolls a policy out in the environment of a task, several episodes in lockstep.
 
-    Raises DatasetError when the task names no environment, or one whose spaces do not fit it.
+    So many `processes`, this one among them, step the environments; the rows are the same. Raises DatasetError when the
+    task names no environment, one whose spaces do not fit it, or one that cannot be sent to another process.
     """
 
-    def __init__(self, task: Task, device: torch.device | str = "cpu") -> None:
+    def __init__(self, task: Task, device: torch.device | str = "cpu", processes: int = 1) -> None:
         if task.env_spec is None:
             raise DatasetError(f"{task.dataset}: no evaluation environment is known for this dataset")
         self.task, self.device, self.spec = task, torch.device(device), task.env_spec
         self.scaler = ActionScaler(task.low, task.high, self.device)
         try:
-            self.envs = [make_env(self.spec)]
+            self._alone = Alone(self.spec)
         except (TypeError, ValueError, ImportError, gym.error.Error) as error:
             raise DatasetError(f"{task.dataset}: environment {self.spec.id} cannot be made: {error}") from error
         self._check_spaces()
         assert self.spec.max_episode_steps is not None  # make_env refuses environments without a time limit
         self.max_steps = self.spec.max_episode_steps
+        try:
+            self._crew = Crew(self._alone, processes) if processes > 1 else None
+        except ValueError as error:
+            raise DatasetError(f"{task.dataset}: {error}; evaluate in one process") from error
+
+    @property
+    def envs(self) -> list[gym.Env]:
+        """The environments of this process."""
+        return self._alone.envs
 
     def _check_spaces(self) -> None:
         task, name = self.task, self.spec.id
@@ -145,7 +155,8 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         """One row per seed: eval_seed, return, length, success (None if never reported), score.
 
-        `generator` is what a stochastic policy draws from. `witness` is told of every reset and every step.
+        `generator` is what a stochastic policy draws from. `witness` is told of every reset and every step; the
+        environments are stepped in this process then.
         """
         rows: list[dict[str, Any]] = []
         for first in range(0, len(seeds), _LOCKSTEP):
@@ -161,8 +172,7 @@ class Evaluator:
         """The episodes of some seeds; the number of the first among all is `first`."""
         act, scaled = act_of(policy)
         n = len(seeds)
-        while len(self.envs) < n:
-            self.envs.append(make_env(self.spec))
+        stage = self._crew if self._crew and not witness else self._alone
         low, high = self.task.low, self.task.high
         remembers = uses_history(policy)
         steps = self.max_steps if remembers else 0  # nobody reads what would be kept for the others
@@ -170,12 +180,12 @@ class Evaluator:
         history = History(
             0, new(n, steps + 1, self.task.obs_dim), new(n, steps, self.task.action_dim), new(n, steps), generator
         )
-        obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds)])
+        obs = stage.reset(seeds)
         if witness:
             for k in range(n):
                 witness(first + k, self.envs[k], None, obs[k])
         total, length = np.zeros(n), np.zeros(n, int)
-        success: list[bool | None] = [None] * n
+        success = np.full(n, UNSAID, np.int8)
         running = np.ones(n, bool)
         # Finished environments keep their last observation, so the policy always sees n rows: batch shape, and with it
         # rounding, never depends on who finished first.
@@ -188,16 +198,14 @@ class Evaluator:
             if not np.isfinite(wanted).all():
                 raise FloatingPointError(f"the policy returned a non-finite action at step {t} of an evaluation")
             clipped = np.minimum(np.maximum(wanted, low), high)
-            reward = np.zeros(n)
-            for i in np.flatnonzero(running):
-                obs[i], reward[i], terminated, truncated, info = self.envs[i].step(clipped[i])
-                length[i] += 1
-                if witness:
+            obs, reward, ended, now_successful = stage.step(clipped, running)
+            if witness:
+                for i in np.flatnonzero(running):
                     witness(first + int(i), self.envs[i], clipped[i], obs[i])
-                if "success" in info:
-                    success[i] = bool(success[i]) or bool(info["success"])
-                running[i] = not (terminated or truncated)
+            success = np.maximum(success, now_successful)
             total += reward
+            length += running
+            running &= ~ended
             if remembers:
                 executed = torch.as_tensor(clipped, device=self.device)
                 history.action[:, t] = self.scaler.to_unit(executed) if scaled else executed
@@ -205,10 +213,16 @@ class Evaluator:
             if not running.any():
                 break
         return [
-            {"eval_seed": seeds[i], "return": float(total[i]), "length": int(length[i]), "success": success[i]}
+            {
+                "eval_seed": seeds[i],
+                "return": float(total[i]),
+                "length": int(length[i]),
+                "success": None if success[i] == UNSAID else bool(success[i]),
+            }
             for i in range(n)
         ]
 
     def close(self) -> None:
-        for env in self.envs:
-            env.close()
+        self._alone.close()
+        if self._crew:
+            self._crew.close()

@@ -26,6 +26,8 @@ class Options:
     """Folder for run folders."""
     preset: str | None = None
     """Named set of defaults from the algorithm file; single options override it."""
+    eval_processes: int = 1
+    """Processes that step the environments of an evaluation, the run's own among them."""
     keep_checkpoint: bool = False
     """Keep the resume checkpoint of a finished run."""
     tensorboard: bool = False
@@ -86,6 +88,8 @@ def parse(config_type: type, presets: Mapping[str, Mapping[str, Any]], args: Seq
 def understood(cfg: Any, options: Options, planned: str | None = None, packed: int = 0) -> Parsed:
     """A Config with what follows from it. Raises BadInput for values that make no sense."""
     check(cfg)
+    if options.eval_processes < 1:
+        raise BadInput(f"eval_processes {options.eval_processes}: must be at least 1")
     guide.parse(getattr(cfg, "guide", "none"))
     config = resolved(cfg)
     overrides = departures(cfg, config)

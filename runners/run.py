@@ -47,7 +47,8 @@ class Run:
 
     `dataset`, `device` and `generator` are what an algorithm trains with: everything random in it is drawn from
     `generator`. `config` is the resolved config as JSON values, `overrides` what of it departs from the defaults,
-    `source` the text of the algorithm file `algo`.
+    `source` the text of the algorithm file `algo`. `eval_processes`, this
+    one among them, step the environments of an evaluation.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Run:
         source: str,
         config: dict[str, Any],
         overrides: dict[str, Any],
+        eval_processes: int = 1,
     ) -> None:
         self.folder, self.cfg, self.dataset, self.algo = folder, cfg, dataset, algo
         self.task = task_of(dataset)
@@ -77,6 +79,7 @@ class Run:
         self._step_before = 0  # env_step before the present round of the online stage
         self._registered: dict[str, Any] = {}
         self._evaluator: Evaluator | None = None
+        self._eval_processes = eval_processes
         self._resumed: dict[str, Any] | None = None
         self._checkpoint_proven = False
 
@@ -253,7 +256,7 @@ class Run:
         training_time = self.recorder.training_time
         with self.recorder.evaluation():
             if self._evaluator is None:
-                self._evaluator = Evaluator(self.task, self.device)
+                self._evaluator = Evaluator(self.task, self.device, self._eval_processes)
             seeds = [evaluation_seed(self.cfg.seed, self.update, k, self.env_step) for k in range(count)]
             generator = evaluation_generator(self.cfg.seed, self.update, self.env_step, self.device)
             rows = self._evaluator(policy, seeds, generator)

@@ -101,8 +101,11 @@ class Job:
 
     def args(self, results: Path) -> list[str]:
         """The options of that command."""
-        packed = ["--packed", str(self.packed)] if self.packed else []
-        return [*self.cell.args, "--results", str(results), "--planned", str(self.run), *packed]
+        more = ["--packed", str(self.packed)] if self.packed else []
+        cpus = self.cell.resources.cpus or 1
+        if cpus > 1 and not self.packed:  # each run of a pack would start its own
+            more += ["--eval-processes", str(cpus)]
+        return [*self.cell.args, "--results", str(results), "--planned", str(self.run), *more]
 
     def note_launch(self) -> None:
         """Remember what is so just before a launch: the time, the end of the log, how much the kernel has ended."""

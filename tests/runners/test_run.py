@@ -17,7 +17,7 @@ import torch
 from helpers import ROOT, command, small
 from resume import Killed, assert_same, assert_same_run, checkpoint, only_run
 
-from hoard.runners import trackers
+from hoard.runners import evaluate, trackers
 from hoard.runners.evaluate import Evaluator
 
 
@@ -267,6 +267,7 @@ def test_a_damaged_checkpoint_is_named(tiny, run_file, tmp_path):
         (["--lr", "fast"], "--lr"),
         (["--preset", "corll"], "paper, corl"),
         (["--device", "tpu"], "tpu"),
+        (["--eval-processes", "0"], "eval_processes 0: must be at least 1"),
         (["--dataset", "hoard/pendulum/mixt-v0"], "hoard/pendulum/mixed-v0"),
     ],
 )
@@ -313,6 +314,25 @@ def test_evaluating_does_not_change_training(tiny, run_file, tmp_path):
     assert_same(often["objects"], once["objects"])
     assert torch.equal(often["generator"], once["generator"])
     assert [row for row in often["records"]["episodes"] if row["final"]] == once["records"]["episodes"]
+
+
+def test_other_processes_may_step_the_evaluations(tiny, run_file, tmp_path, monkeypatch):
+    """The run is the same to the last bit, address included, and leaves no process behind."""
+    crews = []
+
+    class Noted(evaluate.Crew):
+        def __init__(self, alone, processes):
+            super().__init__(alone, processes)
+            crews.append([child.process for child in self._children])
+
+    monkeypatch.setattr(evaluate, "Crew", Noted)
+    for name, more in (("here", []), ("there", ["--eval-processes", "3"])):
+        done = run_file("iql", *small(tiny), *more, results=tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "here", tmp_path / "there")
+    ((first, second),) = crews
+    assert first.poll() is not None
+    assert second.poll() is not None
 
 
 def test_a_metric_that_appears_late_is_kept(tiny, run_file, tmp_path):

@@ -384,6 +384,25 @@ def test_an_algorithm_may_be_a_path(suite_file, tmp_path, monkeypatch):
         read(str(suite_file))
 
 
+def test_cores_of_a_cell_step_its_evaluations(suite_file, tmp_path):
+    """With `cpus` in its resources a cell is told so; the run is the same."""
+    suite, results = select(read(str(suite_file)), algos=["bc"], seeds="0,"), tmp_path / "results"
+    assert Sweep(suite, results, 2, "test").run() == 0
+    suite_file.write_text("resources = { cpus = 2 }\n" + suite_file.read_text())
+    wide = Sweep(select(read(str(suite_file)), algos=["bc"], seeds="0,"), tmp_path / "wide", 2, "test")
+    assert wide.run() == 0
+    (run,) = results.glob("runs/*/*/*")
+    (again,) = (tmp_path / "wide").glob("runs/*/*/*")
+    assert run.name == again.name
+    assert (run / "episodes.parquet").read_bytes() == (again / "episodes.parquet").read_bytes()
+    commands = [json.loads((folder / "provenance.json").read_text())["command"] for folder in (run, again)]
+    assert "--eval-processes" not in commands[0]
+    assert commands[1][commands[1].index("--eval-processes") + 1] == "2"
+    (job,) = wide.work
+    job.packed = 3
+    assert "--eval-processes" not in job.args(tmp_path)
+
+
 def test_two_cells_that_would_be_one_run_are_refused(suite_file, tmp_path):
     suite_file.write_text(SUITE + '[method.again]\nalgo = "bc"\n')
     sweep = Sweep(select(read(str(suite_file)), seeds="1"), tmp_path / "results", 1, "test")
