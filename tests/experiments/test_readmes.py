@@ -11,6 +11,7 @@ from synthetic import script
 from hoard.analysis import report, results
 
 paired = script(ROOT / "tools" / "paired.py")
+pooled = script(ROOT / "tools" / "pooled.py")
 
 EXPERIMENTS = ROOT / "experiments"
 NAMES = sorted(path.parent.name for path in EXPERIMENTS.glob("*/cells.json"))
@@ -62,6 +63,17 @@ def test_paired_differences_are_those_of_the_runs(name):
     for methods, block in re.findall(r"<!-- paired ([\w ]+) -->\n(.*?)<!-- /paired -->", page, re.S):
         pairs = list(zip(methods.split()[::2], methods.split()[1::2], strict=True))
         lines = [paired.HEAD, *paired.rows(results.load(folder), pairs)]
+        assert block.split("\n") == [*"\n".join(lines).split("\n"), ""]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pooled_datasets_are_those_of_the_runs(name):
+    """`<!-- pooled PATTERN PATTERN -->`: what `tools/pooled.py` prints for these datasets."""
+    folder = EXPERIMENTS / name
+    page = (folder / "README.md").read_text()
+    for patterns, block in re.findall(r"<!-- pooled ([^>]+) -->\n(.*?)<!-- /pooled -->", page, re.S):
+        loaded = results.load(folder)
+        lines = [pooled.head(pooled.measure_of(loaded)), *pooled.rows(loaded, patterns.split())]
         assert block.split("\n") == [*"\n".join(lines).split("\n"), ""]
 
 
