@@ -1,8 +1,8 @@
 """Datasets that are draws of one task, as one row: `python tools/pooled.py FOLDER PATTERN [PATTERN ...]`.
 
 FOLDER is an archive or a suite's folder. For each pattern, such as 'hoard/comblock/h5-lock*-v0', and each method a
-FOLDER is an archive or a suite folder. For each pattern, such as 'hoard/comblock/h5-lock*-v0', and each method a
-the dataset, too. HNPG's release draws its lock and its data anew for every seed.
+Markdown row: each dataset that it fits counts once, with the mean of its seeds. So the interval speaks of other draws
+of the dataset, too. HNPG's release draws its lock and its data anew for every seed.
 """
 
 from __future__ import annotations
