@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import select
-import subprocess
 import sys
 import time
 import traceback
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from hoard.envs.make import make_env
+from hoard.records.child import Child
 
 UNSAID = -1  # success was not reported
 _AWAKE = 0.002  # seconds
@@ -70,10 +69,8 @@ class Alone:
 class Crew:
     """Has environments stepped by `processes` processes, this one and others, the same number by each where it can be.
 
-    The others are plain child processes: those of `gymnasium.vector` have one environment each, and multiprocessing's
-    would run the caller's main file again. One ends when its connection does, hence also when this process is killed.
-    `alone` is this process's share; close it apart. Raises ValueError for an environment that another process cannot be
-    told of.
+    Those of `gymnasium.vector` would have one environment each. `alone` is this process's share; close it apart. Raises
+    ValueError for an environment that another process cannot be told of.
     """
 
     def __init__(self, alone: Alone, processes: int) -> None:
@@ -112,10 +109,7 @@ class Crew:
     def close(self) -> None:
         """End the other processes."""
         for child in self._children:
-            child.process.kill()
-        for child in self._children:
-            child.process.wait()
-            child.messages.close()
+            child.process.close()
 
 
 class _Child:
@@ -123,24 +117,18 @@ class _Child:
 
     def __init__(self, env_id: str) -> None:
         self._id = env_id
-        ours, theirs = Pipe()
-        self.messages = _Messages(ours)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,  # Ctrl-C is for the caller, who then ends it
-        )
-        theirs.close()
+        self.process = Child(_WORKER)
+        self._messages = _Messages(self.process.connection)
 
     def send(self, message: bytes) -> None:
         try:
-            self.messages.connection.send_bytes(message)
+            self.process.connection.send_bytes(message)
         except OSError as error:
             raise self._lost() from error
 
     def answer(self) -> bytes:
         try:
-            answer = self.messages.receive()
+            answer = self._messages.receive()
         except (EOFError, OSError) as error:
             raise self._lost() from error
         if answer.endswith(_FAILED):
@@ -178,7 +166,7 @@ class _Messages:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+        self._connection = connection
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
 
@@ -186,10 +174,7 @@ class _Messages:
         until = time.monotonic() + _AWAKE
         while not self._poll.poll(0) and time.monotonic() < until:
             pass
-        return self.connection.recv_bytes()
-
-    def close(self) -> None:
-        self.connection.close()
+        return self._connection.recv_bytes()
 
 
 # The caller's import path comes first of all: the package and the environment's class may be found only there.

@@ -47,8 +47,8 @@ class Run:
 
     `dataset`, `device` and `generator` are what an algorithm trains with: everything random in it is drawn from
     `generator`. `config` is the resolved config as JSON values, `overrides` what of it departs from the defaults,
-    `source` the text of the algorithm file `algo`. `eval_processes`, this
-    one among them, step the environments of an evaluation.
+    `source` the text of the algorithm file `algo`. `eval_processes`, this one among them, step the environments of an
+    evaluation.
     """
 
     def __init__(

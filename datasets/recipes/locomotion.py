@@ -28,12 +28,9 @@ mixed sets apart.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -57,6 +54,7 @@ from hoard.datasets.recipes.locomotion_policies import (
     references,
 )
 from hoard.datasets.recipes.locomotion_replay import Replay, load_replay
+from hoard.records.child import Child
 
 SEEDS_PER_RUNG = 1_000_000
 _STEPS_PER_PROCESS = 50_000  # fewer are made before another process has started
@@ -235,25 +233,13 @@ class _Alone:
 
 
 class _Shared:
-    """Has episodes made by `serve` in other processes: whoever is free makes the next, and they are given out in order.
-
-    These are plain child processes rather than a pool of multiprocessing's, which would run the caller's main file
-    again and leave its workers behind when the caller is killed. A worker ends when its connection does.
-    """
+    """Has episodes made by `serve` in other processes: whoever is free makes the next. They are given out in order."""
 
     def __init__(self, ladder: Ladder, processes: int, weights: Path) -> None:
         self.task = TASKS[ladder.task]
-        self.children: dict[Connection, subprocess.Popen] = {}
         code = "import sys; from hoard.datasets.recipes.locomotion import serve; serve(*sys.argv[1:])"
-        for _ in range(processes):
-            ours, theirs = Pipe()
-            arguments = [ladder.task, str(ladder.version), str(weights), str(theirs.fileno())]
-            self.children[ours] = subprocess.Popen(
-                [sys.executable, "-c", code, *arguments],
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the caller, who then ends them
-            )
-            theirs.close()
+        made = [Child(code, ladder.task, str(ladder.version), str(weights)) for _ in range(processes)]
+        self.children = {child.connection: child for child in made}
         self.idle = list(self.children)
 
     def episodes(self, rung: int) -> Iterator[Trajectory]:
@@ -298,11 +284,8 @@ class _Shared:
         return DatasetError(f"a process that made episodes in {self.task.env_id} ended with status {status}")
 
     def close(self) -> None:
-        for connection, child in self.children.items():
-            connection.close()
-            child.kill()
         for child in self.children.values():
-            child.wait()
+            child.close()
 
 
 @contextmanager
