@@ -61,18 +61,20 @@ def load_policy(run: str | Path, device: str = "cpu") -> Policy:
     return policy.load_policy(run, device)
 
 
-def evaluate(run: str | Path, episodes: int = 100, seed: int = 0, device: str = "cpu") -> pd.DataFrame:
+def evaluate(
+    run: str | Path, episodes: int = 100, seed: int = 0, device: str = "cpu", processes: int = 1
+) -> pd.DataFrame:
     """Score the trained policy of a run in its environment: one row per episode.
 
     Columns: `eval_seed`, `return`, `length`, `success` (None if the environment has no such signal), `score`. Episode
-    seeds follow from `seed` and are none of those that the run was trained or scored with. Raises BadInput if there is
-    no policy.
+    seeds follow from `seed` and are none of those that the run was trained or scored with. So many `processes`, this
+    one among them, step the environments; the rows are the same. Raises BadInput if there is no policy.
     """
     import pandas as pd
 
     from hoard.runners import policy
 
-    return pd.DataFrame(policy.score(load_policy(run, device), episodes, seed))
+    return pd.DataFrame(policy.score(load_policy(run, device), episodes, seed, processes=processes))
 
 
 def watch(run: str | Path, out: str | Path, episodes: int = 1, seed: int = 0) -> list[Path]:

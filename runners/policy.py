@@ -145,14 +145,19 @@ def load_policy(run: str | Path, device: str = "cpu") -> Policy:
     return Policy(actor.eval().requires_grad_(False), task, spec["algo"], spec["config"], where)
 
 
-def score(policy: Policy, episodes: int, seed: int = 0, witness: Witness | None = None) -> list[dict[str, Any]]:
+def score(
+    policy: Policy, episodes: int, seed: int = 0, witness: Witness | None = None, processes: int = 1
+) -> list[dict[str, Any]]:
     """Roll a policy out in its environment: one row per episode, as `Evaluator` gives them, `witness` beside it.
 
-    Episode seeds follow from `seed` and are none of a run's own evaluations. Raises BadInput for less than one episode.
+    Episode seeds follow from `seed` and are none of a run's own evaluations. So many `processes`, this one among them,
+    step the environments. Raises BadInput for less than one episode or process.
     """
     if episodes < 1:
         raise BadInput(f"episodes {episodes}: must be at least 1")
-    evaluator = Evaluator(policy.task, policy.device)
+    if processes < 1:
+        raise BadInput(f"processes {processes}: must be at least 1")
+    evaluator = Evaluator(policy.task, policy.device, processes)
     try:
         seeds = [fresh_seed(seed, k) for k in range(episodes)]
         generator = torch.Generator(policy.device).manual_seed(seed)

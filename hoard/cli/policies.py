@@ -20,6 +20,10 @@ def add_parsers(commands: Any) -> None:
         allow_abbrev=False,
     )
     evaluate.add_argument("--json", action="store_true", help="one JSON object with a row per episode")
+    evaluate.add_argument(
+        "--eval-processes", type=int, default=1, metavar="N",
+        help="processes that step the environments; the rows are the same (default: 1)",
+    )  # fmt: skip
     watch = commands.add_parser(
         "watch",
         help="see a trained policy: in a window, or as video and animated image",
@@ -82,8 +86,10 @@ def _loaded(args: argparse.Namespace) -> Any:
 def _evaluate(args: argparse.Namespace) -> int:
     from hoard.runners.policy import score
 
+    if args.eval_processes < 1:
+        raise BadInput(f"--eval-processes {args.eval_processes}: must be at least 1")
     policy = _loaded(args)
-    rows = score(policy, args.episodes, args.seed)
+    rows = score(policy, args.episodes, args.seed, processes=args.eval_processes)
     if args.json:
         print(json.dumps({"run": str(args.run), "dataset": policy.task.dataset, "episodes": rows}))
         return 0

@@ -47,7 +47,11 @@ def test_evaluate(call, iql):
     assert "iql on test/pendulum-v0, 3 episodes of Pendulum-v1" in out
     rows = json.loads(call("evaluate", iql, "--episodes", 3, "--json")[1])["episodes"]
     assert f"{np.mean([row['return'] for row in rows]):.2f}" in out
-    for args, message in (((iql, "--episodes", 0), "--episodes must be"), ((iql.parent,), "there is no policy.json")):
+    by_two = call("evaluate", iql, "--episodes", 3, "--json", "--eval-processes", 2)[1]
+    assert json.loads(by_two)["episodes"] == rows
+    refused = [((iql, "--episodes", 0), "--episodes must be"), ((iql.parent,), "there is no policy.json")]
+    refused.append(((iql, "--eval-processes", 0), "--eval-processes 0: must be at least 1"))
+    for args, message in refused:
         status, _, err = call("evaluate", *args)
         assert (status, message in err) == (2, True)
 
