@@ -23,8 +23,8 @@ def cells_of(line: str) -> list[str]:
 
 def test_every_experiment_is_in_the_index():
     linked = re.findall(r"\]\(([\w-]+)/README\.md\)", (EXPERIMENTS / "README.md").read_text())
-    assert sorted(linked) == NAMES
-    assert len(NAMES) >= 9
+    assert sorted(linked) == sorted(page.parent.name for page in EXPERIMENTS.glob("*/README.md"))
+    assert set(NAMES) <= set(linked)
 
 
 @pytest.mark.parametrize("name", NAMES)
