@@ -59,7 +59,7 @@ def optimality_gap(optimal: float) -> Statistic:
 
 
 def improvement(*strata: np.ndarray) -> np.ndarray:
-    """Probability of improvement: that a seed of X beats one of Y, a tie as half, mean over datasets.
+    """Probability of improvement: that a seed of X beats one of Y, a tie as half, mean over datasets. NaN if a seed is.
 
     `strata` are the seeds of X on each dataset, then those of Y in the same order.
     """
@@ -67,7 +67,8 @@ def improvement(*strata: np.ndarray) -> np.ndarray:
     shares = []
     for x, y in zip(strata[:half], strata[half:], strict=True):
         pairs = x[..., :, None] - y[..., None, :]
-        shares.append(((pairs > 0) + 0.5 * (pairs == 0)).mean(axis=(-2, -1)))
+        wins = (pairs > 0) + 0.5 * (pairs == 0)
+        shares.append(np.where(np.isnan(pairs), np.nan, wins).mean(axis=(-2, -1)))
     return np.mean(shares, axis=0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 
 from hoard.analysis import comparisons, plots, run_files, tables
 from hoard.analysis.results import Results
+from hoard.records.folder import PACKED
 
 POINTS = 200  # of a curve: more than a screen can show apart
 DASHES: dict[str, list[int]] = {"-": [], "--": [8, 4], ":": [2, 4], "-.": [8, 4, 2, 4]}
@@ -88,12 +90,15 @@ def row_keys(loaded: Results, frame: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def command(cell: dict[str, Any]) -> str:
-    """The command line of one cell, with its options."""
-    words = ["hoard", "train", str(cell["algo"]), "--dataset", str(cell["dataset"]), "--seed", str(cell["seed"])]
-    for name, value in sorted((cell["overrides"] or {}).items()):
+    """The command line of one cell, with its options; that it was one of several in a process is said behind it."""
+    algo = PurePath(cell.get("file") or cell["algo"]).name
+    words = ["hoard", "train", algo, "--dataset", str(cell["dataset"]), "--seed", str(cell["seed"])]
+    overrides = dict(cell["overrides"] or {})
+    packed = overrides.pop(PACKED, None)
+    for name, value in sorted(overrides.items()):
         words.append(f"--{name.replace('_', '-')}")
         words += [_word(one) for one in value] if isinstance(value, list) else [_word(value)]
-    return shlex.join(words)
+    return shlex.join(words) + (f"  # here among {packed} seeds: hoard bench --pack" if packed else "")
 
 
 def _word(value: Any) -> str:

@@ -75,8 +75,8 @@ def write(folder: Path, metric: str | None, everything: bool) -> str:
             _says_curves(loaded, metric),
         ),
     } | _suite_figures(loaded, metric, values)
-    if (asked := plots.targets(loaded)) is not None:
-        figures["targets"] = Figure("Asked and achieved", plots.png(asked), _says_targets(loaded))
+    if (asked := plots.targets(loaded, metric)) is not None:
+        figures["targets"] = Figure("Asked and achieved", plots.png(asked), _says_targets(loaded, metric))
     runs = run_files.folders(loaded, folder)
     made = run_files.provenance(runs)
     shown, left_out = run_files.pictures(loaded, runs)
@@ -292,9 +292,9 @@ def _says_returns(loaded: Results, known: dict[str, list[float]]) -> str:
     return " ".join(["Histograms of episode returns, of the data and of each method's last episodes.", *parts])
 
 
-def _says_targets(loaded: Results) -> str:
+def _says_targets(loaded: Results, metric: str) -> str:
     """The targets in words: what each method achieved for the lowest and the highest."""
-    rows, measure = plots.target_rows(loaded), tables.measures(loaded)
+    rows, measure = plots.target_rows(loaded), tables.measures(loaded, metric)
     parts = []
     for (dataset, method), own in rows.groupby(["dataset", "method"], sort=False):
         means = own.groupby("asked")[measure[str(dataset)]].mean()

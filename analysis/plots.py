@@ -365,7 +365,7 @@ def return_histograms(results: Results, data: Mapping[str, Sequence[float]]) -> 
     return figure
 
 
-def targets(results: Results) -> Figure | None:
+def targets(results: Results, metric: str = "score") -> Figure | None:
     """Asked against achieved return of return-conditioned methods: their variants that name a target; None without any.
 
     Variants are named `target=FRACTION`, the fraction of its largest return that the algorithm file asks for. Mean over
@@ -374,7 +374,7 @@ def targets(results: Results) -> Figure | None:
     rows = target_rows(results)
     if rows.empty:
         return None
-    styles, measure = method_styles(results), tables.measures(results)
+    styles, measure = method_styles(results), tables.measures(results, metric)
     datasets = [dataset for dataset in results.datasets if dataset in set(rows["dataset"])]
     with style():
         figure, panels = _grid(len(datasets), height=3.0)

@@ -13,7 +13,6 @@ evaluation raises `ResultsError` with the file's name. A cell that never finishe
 
 from __future__ import annotations
 
-import ast
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from hoard.records.cells import JOURNAL, fold
 from hoard.records.errors import BadInput
 from hoard.records.files import write_atomic
 from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, EVALUATIONS, PROVENANCE, STATUS, status_of
+from hoard.records.meaning import meaning_hash
 from hoard.records.schema import (
     CELL_FIELDS,
     CELL_KEY,
@@ -292,15 +292,11 @@ def _entry(run: Path, root: Path) -> dict[str, Any]:
 
 
 def _code(path: Path) -> str | None:
-    """What an algorithm file says to Python, without comments and docstrings; None if the run kept none."""
+    """What an algorithm file means to a run's address; None if the run kept none."""
     if not path.is_file():
         return None
     with _named(path):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:]
-    return ast.dump(tree)
+        return meaning_hash(path.read_text(encoding="utf-8"))
 
 
 def _method_names(entries: Sequence[dict[str, Any]]) -> list[str]:
@@ -381,6 +377,7 @@ def _cells_frame(entries: Sequence[dict[str, Any]], path: Path) -> pd.DataFrame:
     cells = pd.DataFrame([[entry[field] for field in CELL_FIELDS] for entry in entries], columns=list(CELL_FIELDS))
     cells = cells.astype({"wall_time": float, "updates_per_second": float})
     cells["selected"] = [entry.get("selected", True) for entry in entries]
+    cells["file"] = [entry.get("file", "") for entry in entries]  # of an algorithm that does not ship with hoard
     # A run that left the numbers (nan or inf) tells of its method; one that crashed, of the machine or the code.
     cells["diverged"] = [
         entry["status"] == "failed" and "FloatingPointError" in (entry["error"] or "") for entry in entries

@@ -33,7 +33,7 @@ def moving_versions() -> dict[str, str]:
 def address(algo: str, meaning: str, config: dict[str, Any], data_hash: str) -> str:
     """`runs/<algorithm>/<dataset>/<seed>-<hash>`, relative to the results folder.
 
-    `meaning` is `algorithms.meaning_hash` of the file, `config` the resolved options.
+    `meaning` is `records.meaning.meaning_hash` of the file, `config` the resolved options.
     """
     relevant = {name: value for name, value in config.items() if name not in NEUTRAL}
     relevant["device"] = str(config["device"]).split(":")[0]

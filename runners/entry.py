@@ -22,9 +22,10 @@ from hoard.datasets import plugins
 from hoard.records.errors import BAD_INPUT, BUSY, FAILED, OK, STOPPED, BadInput, Busy
 from hoard.records.files import writable
 from hoard.records.folder import status_of
+from hoard.records.meaning import meaning_hash
 from hoard.runners import trackers
 from hoard.runners.address import address
-from hoard.runners.algorithms import import_file, meaning_hash
+from hoard.runners.algorithms import import_file
 from hoard.runners.evaluate import Evaluator
 from hoard.runners.options import Options, Parsed, build, parse
 from hoard.runners.progress import generation_bar
@@ -63,14 +64,21 @@ def main(
 
 def _to_status(parsed: Parsed, train: Train, algo_file: Path, source: str, begun: Begun | None) -> int:
     try:
-        execute(parsed, train, algo_file, source, begun)
+        run = prepare(parsed, algo_file, source)
     except Busy as error:
         print(f"busy: {error}", file=sys.stderr)
         return BUSY
-    except Stopped:
-        return STOPPED
     except BadInput:
         raise
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+    if isinstance(run, Path):
+        return OK
+    try:
+        carry_out(run, parsed, train, begun)
+    except Stopped:
+        return STOPPED
     except (Exception, SystemExit):  # recorded and said already
         return FAILED
     return OK
@@ -85,19 +93,15 @@ def train_file(algo_file: Path, dataset: str, results: Path, preset: str | None,
     module = import_file(algo_file)
     options = Options(results=Path(results), preset=preset)
     values = {"dataset": dataset, **values}
-    return execute(
-        build(module.Config, getattr(module, "PRESETS", {}), algo_file.name, options, values),
-        module.train,
-        algo_file,
-        source,
-    )
+    parsed = build(module.Config, getattr(module, "PRESETS", {}), algo_file.name, options, values)
+    run = prepare(parsed, algo_file, source)
+    return run if isinstance(run, Path) else carry_out(run, parsed, module.train)
 
 
-def execute(parsed: Parsed, train: Train, algo_file: Path, source: str, begun: Begun | None = None) -> Path:
-    """Make or continue the run that was asked for and return its folder; `begun` is told of the run before it trains.
+def prepare(parsed: Parsed, algo_file: Path, source: str) -> Run | Path:
+    """The run that was asked for, new or where its last checkpoint left it; its folder if it is finished already.
 
-    How it ended stands in its status.json and log. Raises BadInput, Busy, Stopped (a signal asked for it), or what went
-    wrong in the training.
+    Raises BadInput, Busy, and OSError where nothing can be written.
     """
     cfg, options = parsed.cfg, parsed.options
     if extra := trackers.missing_extra(options.tensorboard, options.wandb):
@@ -117,17 +121,24 @@ def execute(parsed: Parsed, train: Train, algo_file: Path, source: str, begun: B
     if status_of(folder)["status"] == "finished":
         print(f"finished before: {folder}")
         return folder
-    dataset = plugins.apply(dataset, getattr(cfg, "data", "all"))
-    run = Run(
+    return Run(
         folder,
         cfg,
-        dataset,
+        plugins.apply(dataset, getattr(cfg, "data", "all")),
         algo=algo_file.stem,
         source=source,
         config=parsed.config,
         overrides=parsed.overrides,
         eval_processes=options.eval_processes,
     )
+
+
+def carry_out(run: Run, parsed: Parsed, train: Train, begun: Begun | None = None) -> Path:
+    """Train to the end and return the run's folder; `begun` is told of the run first.
+
+    How it ended stands in its status.json and log. Raises Stopped (a signal asked for it), or what went wrong.
+    """
+    options = parsed.options
 
     def stop(*_: object) -> None:
         run.stop_requested = True
@@ -141,11 +152,11 @@ def execute(parsed: Parsed, train: Train, algo_file: Path, source: str, begun: B
             handled.append(signal.SIGHUP)
         previous = {number: signal.signal(number, stop) for number in handled}
         try:
-            print(f"{algo_file.stem} on {cfg.dataset}, seed {cfg.seed} -> {folder}", flush=True)
+            print(f"{run.algo} on {run.cfg.dataset}, seed {run.cfg.seed} -> {run.folder}", flush=True)
             run.recorder.trackers = trackers.start(
-                folder, parsed.config, run.count, options.tensorboard, options.wandb, run.say
+                run.folder, parsed.config, run.count, options.tensorboard, options.wandb, run.say
             )
-            train(cfg, run)
+            train(run.cfg, run)
             run.finish(options.keep_checkpoint)
         except Stopped:
             run.fail("interrupted")
@@ -157,7 +168,7 @@ def execute(parsed: Parsed, train: Train, algo_file: Path, source: str, begun: B
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-    return folder
+    return run.folder
 
 
 def _record_failure(run: Run, error: BaseException) -> None:

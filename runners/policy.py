@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -140,7 +141,7 @@ def load_policy(run: str | Path, device: str = "cpu") -> Policy:
     actor = kind(cfg, task.obs_dim, task.action_dim, generator, **spec["arguments"])
     try:
         actor.load_state_dict(load_file(folder / names.POLICY, device=str(where)))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise BadInput(f"{folder / names.POLICY}: {error}") from error
     return Policy(actor.eval().requires_grad_(False), task, spec["algo"], spec["config"], where)
 

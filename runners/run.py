@@ -95,13 +95,13 @@ class Run:
         self.generator.manual_seed(int(np.random.SeedSequence([cfg.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
         try:
             self._read_checkpoint()
-        except RuntimeError:
+            write_json(folder / names.CONFIG, {"algo": algo, "config": config, "overrides": overrides})
+            write_atomic(folder / names.ALGORITHM, lambda scratch: scratch.write_text(source))
+            self._write_provenance()
+            self._write_status("running")
+        except BaseException:
             self._lock.close()
             raise
-        write_json(folder / names.CONFIG, {"algo": algo, "config": config, "overrides": overrides})
-        write_atomic(folder / names.ALGORITHM, lambda scratch: scratch.write_text(source))
-        self._write_provenance()
-        self._write_status("running")
 
     # --- what an algorithm calls ---
 
@@ -410,7 +410,7 @@ class Run:
     def _write_provenance(self) -> None:
         file = self.folder / names.PROVENANCE
         revisions = [provenance.code_revision()]
-        if self.update and file.exists():  # work of several code revisions is said to be that
+        if self._resumed is not None and file.exists():  # work of several code revisions is said to be that
             revisions = list(dict.fromkeys([*read_json(file)["revisions"], *revisions]))
         cuda = self.device.type == "cuda"
         made = {

@@ -4,7 +4,8 @@ Each folder is an archive, `cells.json` with `episodes.parquet`, or a suite's fo
 the same. INTO gains the cells of the others, and is made where it is not there. Where results lay and how many ran at
 a time is left out of the commands, and cells that only an earlier call asked for count as well. What cannot stand in
 one table is refused: another suite or measure, other data or options under the same name, other versions of libraries,
-and one cell with two results.
+and one cell with two results. When evaluations came is kept if every folder knows it. INTO is written only once the
+whole has been read back.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,17 @@ import pyarrow.parquet as pq
 
 from hoard.analysis import results
 from hoard.records import cells as record
-from hoard.records.folder import EPISODES
+from hoard.records.folder import EPISODES, EVALUATIONS
 
 
-def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table]:
-    """The record and the episodes of all. Raises ValueError naming the folder, the cell or the field that clashes."""
+def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table, pa.Table | None]:
+    """The record, the episodes, and the times of evaluations of all.
+
+    Raises ValueError naming the folder, the cell or the field that clashes.
+    """
     records = [record.read(folder) for folder in folders]
+    timed = all((folder / EVALUATIONS).is_file() for folder in folders)
+    times = [pq.read_table(folders[0] / EVALUATIONS)] if timed else []
     whole = {name: value for name, value in records[0].items() if name not in ("journal", "source")}
     whole["cells"] = list(whole["cells"])
     whole["command"] = _portable(whole["command"])
@@ -48,13 +55,18 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table]:
         table = pq.read_table(folder / EPISODES)
         runs = pa.array([cell["run"] for cell in fresh], pa.string())
         tables.append(table.filter(pa.compute.is_in(table["run"], runs)))
+        if timed:
+            own = pq.read_table(folder / EVALUATIONS)
+            wanted = {record.key_of(cell) for cell in fresh}
+            keys = zip(*(own[name].to_pylist() for name in record.CELL_KEY))
+            times.append(own.filter(pa.array([key in wanted for key in keys], pa.bool_())))
         for name, added in (("command", _portable(other["command"])), ("created", other["created"])):
             whole[name] = "; ".join(dict.fromkeys([*whole[name].split("; "), added]))
         made, also = whole["provenance"], other["provenance"]
         revisions = [*made["revision"].split(", "), *also["revision"].split(", ")]
         whole["provenance"] = made | {"revision": ", ".join(dict.fromkeys(revisions))}
     whole["cells"] = [cell | {"selected": True} for cell in whole["cells"]]
-    return whole, pa.concat_tables(tables)
+    return whole, pa.concat_tables(tables), pa.concat_tables(times) if timed else None
 
 
 def _portable(command: str) -> str:
@@ -87,13 +99,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         there = (options.into / record.FILE).exists()
-        whole, table = joined([options.into, *options.others] if there else options.others)
+        whole, table, times = joined([options.into, *options.others] if there else options.others)
+        options.into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=options.into) as scratch:
+            made = Path(scratch)
+            results.write_table(table.cast(results.TABLE_SCHEMA), made)
+            results.write(made / record.FILE, json.dumps(whole, indent=1, sort_keys=True) + "\n")
+            if times is not None:
+                pq.write_table(times, made / EVALUATIONS, compression="zstd")
+            results.load(made)  # cells and episodes agree
+            (options.into / EVALUATIONS).unlink(missing_ok=True)
+            for file in made.iterdir():
+                file.replace(options.into / file.name)
     except (ValueError, OSError, KeyError) as error:
         parser.exit(1, f"error: {error}\n")
-    options.into.mkdir(parents=True, exist_ok=True)
-    results.write_table(table.cast(results.TABLE_SCHEMA), options.into)
-    results.write(options.into / record.FILE, json.dumps(whole, indent=1, sort_keys=True) + "\n")
-    results.load(options.into)  # cells and episodes agree
     print(f"{options.into}: {len(whole['cells'])} cells, {table.num_rows} episodes")
 
 

@@ -24,7 +24,7 @@ def rows(loaded: results.Results, pairs: Sequence[tuple[str, str]]) -> Iterator[
     """A line of the table for each pair on each dataset. Raises BadInput for a method that is not there."""
     for name in {method for pair in pairs for method in pair} - set(loaded.methods):
         raise BadInput(f"no method {name}; there are {', '.join(loaded.methods)}")
-    measure = tables.measures(loaded)
+    measure = tables.measures(loaded, loaded.meta.get("metric") or "score")
     last = tables.seed_values(loaded).set_index(["dataset", "method", "seed"]).sort_index()
     for dataset in loaded.datasets:
         lost = online.regrets(loaded, dataset, measure[dataset])

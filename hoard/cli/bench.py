@@ -133,9 +133,13 @@ def _asked_for(args: argparse.Namespace) -> tuple[Any, int]:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    suite, jobs = _asked_for(args)
+    return _tell(suite, jobs, args)
+
+
+def _tell(suite: Any, jobs: int, args: argparse.Namespace) -> int:
     from hoard.runners.sweep.forecast import forecast
 
-    suite, jobs = _asked_for(args)
     told = forecast(suite, args.results, jobs, getattr(args, "pack", 1))
     print(json.dumps(told.as_json(), sort_keys=True) if args.json else told.as_text())
     return OK
@@ -143,9 +147,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     _check_engine(args)
-    if args.dry_run:
-        return _plan(args)
-    if args.json:
+    if args.json and not args.dry_run:
         raise BadInput("--json goes with --dry-run")
     from hoard.runners.sweep.mirror import Mirror
     from hoard.runners.sweep.schedule import Sweep
@@ -154,6 +156,8 @@ def _bench(args: argparse.Namespace) -> int:
     suite, jobs = _asked_for(args)
     if gpus:
         jobs = _places(args, suite, gpus, jobs)
+    if args.dry_run:
+        return _tell(suite, jobs, args)
     launcher: Any = None
     at_end = contextlib.ExitStack()
     if args.engine == "ray":
@@ -252,9 +256,10 @@ def _report(args: argparse.Namespace) -> int:
     if "://" in args.suite:
         from hoard.runners.sweep.mirror import fetch_suite
 
-        return show(fetch_suite(args.suite, args.results / "fetched"), args.all)
-    given = Path(args.suite)
-    named = args.results / given.name.removesuffix(".toml")
+        given = named = fetch_suite(args.suite, args.results / "fetched")
+    else:
+        given = Path(args.suite)
+        named = args.results / given.name.removesuffix(".toml")
     folder = next((folder for folder in (given, named) if folder.is_dir()), None)
     if folder is not None:
         if args.rollouts:

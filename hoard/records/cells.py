@@ -39,6 +39,33 @@ def read(folder: Path) -> dict[str, Any]:
     return record
 
 
+def merged(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """The record `mine` with the cells that only `theirs` has, or has finished. Both are of one suite.
+
+    Raises BadInput if the two differ in schema, name or measure.
+    """
+    for name in ("schema_version", "suite", "metric"):
+        if mine.get(name) != theirs.get(name):
+            raise BadInput(f"{name} is {theirs.get(name)!r} in the record that is there, {mine.get(name)!r} here")
+    entries = {key_of(cell): cell for cell in theirs["cells"]}
+    for cell in mine["cells"]:
+        other = entries.get(key_of(cell))
+        if other is None or cell["status"] == "finished" or other["status"] != "finished":
+            entries[key_of(cell)] = cell
+    made, also = mine["provenance"], theirs["provenance"]
+    versions = {
+        name: joined_names(made["versions"].get(name, "absent"), also["versions"].get(name, "absent"))
+        for name in dict.fromkeys([*made["versions"], *also["versions"]])
+    }
+    together = {name: joined_names(made[name], also[name]) for name in ("revision", "machine")}
+    return mine | {"cells": [*entries.values()], "provenance": made | together | {"versions": versions}}
+
+
+def joined_names(*lists: str) -> str:
+    """Names separated by commas, each once."""
+    return ", ".join(dict.fromkeys(name for names in lists for name in names.split(", ")))
+
+
 def tail(record: dict[str, Any], folder: Path) -> bytes:
     """The lines of the journal that came after `record` was written to `cells.json`."""
     covered = record.get("journal")

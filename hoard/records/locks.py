@@ -39,10 +39,14 @@ def lock_folder(folder: Path, note: str = "") -> IO[str]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds `folder`."""
+    """Whether a process holds `folder`. It may be somebody else's, to whose files nothing can be written."""
     try:
-        with open(folder / _NAME, "r+") as lock:  # writable: NFS locks no read-only handle
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            lock, kind = open(folder / _NAME, "r+"), fcntl.LOCK_EX  # noqa: SIM115
+        except PermissionError:
+            lock, kind = open(folder / _NAME), fcntl.LOCK_SH  # noqa: SIM115
+        with lock:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)  # NFS: an exclusive lock for writers, a shared one for readers
     except FileNotFoundError:
         return False
     except BlockingIOError:

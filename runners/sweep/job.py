@@ -89,7 +89,6 @@ class Job:
     log_start: int = 0  # where this launch's output begins in the log
     over: tuple[str, str] | None = None  # kind and words of a limit that it passed
     kill_at: float | None = None  # time.time() when it will have had its time to end by itself
-    provenance: dict[str, Any] | None = None  # of the finished run, read once
     entry: dict[str, Any] | None = None  # on record, once it has ended
 
     def fail(self, failure: str, error: str) -> None:

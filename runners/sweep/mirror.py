@@ -21,9 +21,9 @@ from hoard.records.errors import BadInput, Busy
 from hoard.records.files import write_atomic
 from hoard.records.folder import ALGORITHM, CHECKPOINT, CONFIG, PROVENANCE, STATUS
 from hoard.records.locks import lock_folder
+from hoard.records.meaning import meaning_hash
 from hoard.records.names import check_name
 from hoard.runners.address import address
-from hoard.runners.algorithms import meaning_hash
 
 MANIFEST = "manifest.json"
 
@@ -80,7 +80,12 @@ class Mirror:
         return wrong
 
     def _put_record(self, suite: str) -> None:
-        self._write(f"{suite}/{cells.FILE}", (self.results / suite / cells.FILE).read_bytes())
+        """Copy the record, with the cells that other machines have put into the one that is there."""
+        record = cells.read(self.results / suite)
+        if self._store.exists(f"{self._root}/{suite}/{cells.FILE}"):
+            record = cells.merged(record, self.record_of(suite))
+        record.pop("journal", None)  # folded in, and not copied
+        self._write(f"{suite}/{cells.FILE}", json.dumps(record, indent=1).encode())
 
     def _write(self, name: str, content: bytes) -> None:
         self._store.makedirs(f"{self._root}/{name}".rpartition("/")[0], exist_ok=True)
@@ -172,7 +177,8 @@ def fetch_suite(url: str, results: Path) -> Path:
     mirror = Mirror(root, results)
     record = mirror.record_of(check_name("suite", suite))
     for cell in record["cells"]:
-        _check_run(cell["run"])
+        if cell["run"] is not None:  # a cell whose dataset or file could not be used has none
+            _check_run(cell["run"])
         if cell["status"] == "finished" and not (results / cell["run"] / STATUS).exists():
             try:
                 if not mirror.get(cell["run"], planned=False):

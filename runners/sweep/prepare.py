@@ -14,6 +14,7 @@ from typing import Any
 from hoard import datasets
 from hoard.records.errors import BadInput
 from hoard.records.folder import PACKED, status_of
+from hoard.records.meaning import meaning_hash
 from hoard.records.names import log_name
 from hoard.runners import algorithms
 from hoard.runners.address import address
@@ -101,7 +102,7 @@ def find_runs(work: Iterable[Job], configs: Configs, results: Path) -> None:
     Raises BadInput if two cells would be one run.
     """
     pending = [job for job in work if job.status == "pending" and job.data_hash]
-    meanings = {file: algorithms.meaning_hash(file.read_text()) for file in {job.algo_file for job in pending}}
+    meanings = {file: meaning_hash(file.read_text()) for file in {job.algo_file for job in pending}}
     seen: dict[str, Job] = {}
     for job in pending:
         assert job.data_hash

@@ -36,6 +36,7 @@ class Record:
         self.source = os.path.relpath(suite.source, folder) if suite.source else ""
         self._earlier: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._next_write = 0.0
+        self._made: dict[str, dict[str, Any]] = {}  # provenance of finished runs, by address
         if self.file.is_file():
             before = cells.read(folder)
             source = before.get("source", self.source)
@@ -89,7 +90,7 @@ class Record:
                 "metric": self.suite.metric,
                 "command": self.command,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "provenance": self.provenance(work),
+                "provenance": self.provenance(work, kept),
                 "journal": self.journal.size,
                 "cells": entries + kept,
             },
@@ -128,13 +129,14 @@ class Record:
         """An algorithm file that does not ship with hoard, relative to the suite's folder; "" for one that does."""
         return "" if algo_file.parent == algorithms.FOLDER else os.path.relpath(algo_file, self.file.parent)
 
-    def provenance(self, work: list[Job]) -> dict[str, Any]:
+    def provenance(self, work: list[Job], kept: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """Of the runs, not of this call: every code revision and library version that made a finished cell."""
-        made = []
-        for job in work:
-            if job.status == "finished":
-                job.provenance = job.provenance or read_json(self.results / str(job.run) / PROVENANCE)
-                made.append(job.provenance)
+        runs = [str(job.run) for job in work if job.status == "finished"]
+        runs += [cell["run"] for cell in kept or [] if cell["status"] == "finished"]
+        for run in runs:
+            if run not in self._made and (self.results / run / PROVENANCE).is_file():  # a kept one may be gone
+                self._made[run] = read_json(self.results / run / PROVENANCE)
+        made = [self._made[run] for run in runs if run in self._made]
         revisions = [revision for one in made for revision in one["revisions"]] or [self.made_by["revision"]]
         versions = [one["versions"] for one in made] or [self.made_by["versions"]]
         names = dict.fromkeys(name for one in versions for name in one)

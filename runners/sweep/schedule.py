@@ -484,7 +484,10 @@ class Sweep:
         """End what runs, with a checkpoint where it can; a second Ctrl-C, or the end of the grace time, kills."""
         end_all([job.process for job in self._running if job.process], GRACE)
         for job in self._running:
-            self._set(job, "interrupted")
+            done = job.process is not None and self._ending(job, job.process.poll() or OK)[0] == "finished"
+            self._set(job, "finished" if done else "interrupted")  # one in its last evaluation goes to its end
+            if done and self._mirror:
+                self._mirror.put(str(job.run))
 
 
 @contextlib.contextmanager

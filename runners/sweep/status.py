@@ -21,6 +21,7 @@ from hoard.records.errors import BadInput
 from hoard.records.files import read_json
 from hoard.records.folder import ALGORITHM, EPISODES, PROVENANCE, status_of
 from hoard.records.locks import is_locked
+from hoard.records.meaning import meaning_hash
 from hoard.records.names import log_name
 from hoard.runners import algorithms, provenance
 from hoard.runners.sweep.forecast import aligned, duration
@@ -64,7 +65,7 @@ class Now:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.versions = provenance.library_versions()
-        self.meaning = cache(algorithms.meaning_hash)
+        self.meaning = cache(meaning_hash)
 
     @cache  # noqa: B019  one short-lived object
     def revision(self) -> str:
@@ -73,7 +74,7 @@ class Now:
     @cache  # noqa: B019
     def meaning_of(self, file: Path) -> str | None:
         try:
-            return algorithms.meaning_hash(file.read_text())
+            return meaning_hash(file.read_text())
         except (OSError, SyntaxError):
             return None
 

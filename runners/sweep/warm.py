@@ -22,7 +22,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +176,9 @@ class WarmProcess:
 def unfit() -> str | None:
     """Why this process cannot be forked safely, if so."""
     tasks = Path("/proc/self/task")
-    threads = len(list(tasks.iterdir())) if tasks.is_dir() else threading.active_count()
+    if not tasks.is_dir():  # macOS, whose own libraries do not bear a fork once they have threads
+        return "this system does not say which threads a process has"
+    threads = len(list(tasks.iterdir()))
     return f"what cells import has started {threads - 1} threads" if threads > 1 else None
 
 

@@ -31,6 +31,7 @@ from hoard.records.errors import BUSY, FAILED, OK, STOPPED, BadInput, Busy
 from hoard.records.files import read_json, writable, write_json
 from hoard.records.folder import status_of
 from hoard.records.locks import hold_file, is_locked, lock_folder
+from hoard.records.meaning import meaning_hash
 from hoard.records.names import METRICS, check_name, dataset_slug
 from hoard.runners import algorithms
 from hoard.runners.address import address
@@ -194,7 +195,7 @@ class Tuner:
 
     def _open(self) -> optuna.Study:
         request = self.request
-        self.meaning = algorithms.meaning_hash(self.algo_file.read_text())
+        self.meaning = meaning_hash(self.algo_file.read_text())
         question = {
             "algo": self.algo_file.stem,
             "meaning": self.meaning,

@@ -69,6 +69,13 @@ def test_improvement_by_hand():
     assert np.isnan(matrix.loc[("a", "b"), "low"])  # one dataset has a single seed
 
 
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_a_seed_that_is_no_number_wins_nothing(order):
+    seeds = {"a": [np.array([50.0, 60.0])], "b": [np.array([np.nan, 2.0])]}
+    matrix = aggregate.improvement_matrix({name: seeds[name] for name in order})
+    assert matrix["point"].isna().all()
+
+
 def test_what_no_resample_moves_has_no_interval():
     above, below = [np.array([3.0, 4.0, 5.0])] * 2, [np.array([0.0, 1.0, 2.0])] * 2
     matrix = aggregate.improvement_matrix({"a": above, "b": below}).set_index(["x", "y"])

@@ -2,11 +2,13 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import ROOT
 from synthetic import script
 
-from hoard.analysis import results
+from hoard.analysis import report, results
 
 tool = script(ROOT / "tools" / "join_archives.py")
 
@@ -95,3 +97,38 @@ def test_what_cannot_stand_in_one_table_is_refused(halves, edit, message, capsys
     assert message in printed
     assert str(halves[1]) in printed
     assert before == [(halves[0] / name).read_bytes() for name in ("cells.json", "episodes.parquet")]
+
+
+def test_what_does_not_hold_together_leaves_the_archive_as_it_was(halves, capsys):
+    """A finished cell whose episodes are not there, as in a suite's folder that nobody reported on since."""
+    record = json.loads((halves[1] / "cells.json").read_text())
+    lost = next(cell["run"] for cell in record["cells"] if cell["seed"] == 4)
+    table = pq.read_table(halves[1] / "episodes.parquet")
+    pq.write_table(
+        table.filter(pa.array([run != lost for run in table["run"].to_pylist()])), halves[1] / "episodes.parquet"
+    )
+    before = {file.name: file.read_bytes() for file in halves[0].iterdir()}
+    with pytest.raises(SystemExit) as end:
+        tool.main([str(half) for half in halves])
+    assert end.value.code == 1
+    assert "error:" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in halves[0].iterdir()} == before
+
+
+def test_times_are_joined_where_every_part_has_them(sweep, tmp_path):
+    for seed in range(3):
+        sweep.cell("bc", "hoard/pendulum/mixed-v0", seed, curve=[10.0, 20.0], training=[5.0 + seed, 9.0 + seed])
+    sweep.write()
+    report.build(sweep.folder)
+    whole = pq.read_table(sweep.folder / "evaluations.parquet")
+    parts = []
+    for name, seeds in (("one", {0, 1}), ("two", {1, 2})):
+        parts.append(part(sweep.folder, tmp_path / name, seeds))
+        own = whole.filter(pa.array([seed in seeds for seed in whole["seed"].to_pylist()]))
+        pq.write_table(own, parts[-1] / "evaluations.parquet")
+    tool.main([str(part) for part in parts])
+    keys = [(name, "ascending") for name in ("seed", "update")]
+    assert pq.read_table(parts[0] / "evaluations.parquet").sort_by(keys).equals(whole.sort_by(keys))
+    (parts[1] / "evaluations.parquet").unlink()
+    tool.main([str(part) for part in parts])
+    assert not (parts[0] / "evaluations.parquet").exists()

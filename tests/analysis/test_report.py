@@ -70,6 +70,16 @@ def test_options_of_a_command():
     assert (
         interactive.command(cell) == "hoard train iql --dataset d --seed 3 --hidden 64 64 --layer-norm true --lr 0.001"
     )
+    elsewhere = {
+        "algo": "my_iql",
+        "file": "../../mine/my_iql.py",
+        "dataset": "d",
+        "seed": 0,
+        "overrides": {"packed": 3},
+    }
+    assert interactive.command(elsewhere) == (
+        "hoard train my_iql.py --dataset d --seed 0  # here among 3 seeds: hoard bench --pack"
+    )
 
 
 def test_verdicts_stand_on_top(quick):

@@ -86,6 +86,13 @@ def test_comments_are_no_other_code(sweep):
     assert results.load(sweep.root).methods == ["iql"]
 
 
+def test_presets_and_search_spaces_are_no_other_code(sweep):
+    """They move no address either."""
+    train(sweep, "iql", 0, code="SEARCH = {}\nPRESETS = {}\nx = 1\n", last=10.0)
+    train(sweep, "iql", 1, code="SEARCH = {'lr': 1}\nx = 1\n", last=90.0)
+    assert results.load(sweep.root).methods == ["iql"]
+
+
 def test_the_same_run_under_other_versions_is_another_method(sweep):
     """Versions tell runs apart where nothing else does; between seeds they split nothing."""
     for seed in range(2):

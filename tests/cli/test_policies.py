@@ -56,6 +56,13 @@ def test_evaluate(call, iql):
         assert (status, message in err) == (2, True)
 
 
+def test_a_damaged_policy_is_named(call, iql, tmp_path):
+    run = shutil.copytree(iql, tmp_path / "run")
+    (run / "policy.safetensors").write_bytes((iql / "policy.safetensors").read_bytes()[:100])
+    status, _, err = call("evaluate", run)
+    assert (status, "policy.safetensors" in err) == (2, True)
+
+
 def test_watch_writes_video_and_image(call, iql, tmp_path, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)

@@ -35,6 +35,22 @@ def test_a_second_holder_waits(tmp_path):
     assert (tmp_path / "x.lock").is_file()
 
 
+def test_a_folder_of_somebody_else_can_be_looked_at(tmp_path, monkeypatch):
+    """Whose lock may be read, not written; a shared lock on it tells whether it is held."""
+    held = locks.lock_folder(tmp_path)
+    real = open
+
+    def refuse(file, mode="r", *more):
+        if mode != "r":
+            raise PermissionError(13, "Permission denied", str(file))
+        return real(file, mode, *more)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert locks.is_locked(tmp_path)
+    held.close()
+    assert not locks.is_locked(tmp_path)
+
+
 def test_an_exclusive_lock_is_taken_on_a_handle_open_for_writing(tmp_path, monkeypatch):
     """Linux' NFS turns flock into a byte-range lock, which an exclusive one on a read-only handle is refused."""
     modes = []

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from helpers import ROOT, small
 
+from hoard.records.meaning import meaning_hash
 from hoard.runners import address as module
 from hoard.runners.address import NEUTRAL, address
-from hoard.runners.algorithms import available, import_file, meaning_hash
+from hoard.runners.algorithms import available, import_file
 
 CONFIG = {"dataset": "test/pendulum-v0", "seed": 3, "device": "cpu", "lr": 3e-4, "log_every": 100, "threads": 1}
 

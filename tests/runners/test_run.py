@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,12 @@ import torch
 from helpers import ROOT, command, small
 from resume import Killed, assert_same, assert_same_run, checkpoint, only_run
 
+import hoard
+from hoard import datasets
 from hoard.runners import evaluate, trackers
+from hoard.runners.algorithms import import_file
 from hoard.runners.evaluate import Evaluator
+from hoard.runners.run import Run
 
 
 def test_records(tiny, run_file, tmp_path):
@@ -238,6 +243,46 @@ def test_state_that_cannot_be_read_back_is_found_out_at_once(tiny, run_file, tmp
     assert run_file(fork, *small(tiny)).returncode == 1
     status = json.loads((only_run(tmp_path / "results") / "status.json").read_text())
     assert "cannot be read back" in status["error"]
+
+
+def test_what_ends_a_run_before_it_trains_is_said(tiny, run_file, tmp_path):
+    assert run_file("bc", *small(tiny)).returncode == 0
+    folder = only_run(tmp_path / "results")
+    (folder / "status.json").unlink()
+    (folder / "provenance.json").unlink()
+    (folder / "provenance.json").mkdir()  # so that it cannot be written
+    done = run_file("bc", *small(tiny))
+    assert done.returncode == 1
+    assert "IsADirectoryError" in done.stderr
+    assert "provenance.json" in done.stderr
+
+
+def test_a_run_that_could_not_begin_holds_no_lock(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "_write_provenance", lambda self: 1 / 0)
+    options = {"updates": 20, "hidden": (8,), "eval_every": 20, "results": tmp_path}
+    with pytest.raises(ZeroDivisionError) as kept:
+        hoard.train("bc", tiny, **options)
+    assert kept.tb is not None  # as in a notebook, where the traceback keeps the run alive
+    monkeypatch.undo()
+    assert hoard.train("bc", tiny, **options).is_dir()
+
+
+def test_a_run_continued_before_its_first_update_names_both_revisions(tiny, tmp_path, monkeypatch):
+    """A preparatory phase is work as well."""
+    options = {"updates": 20, "hidden": (8,), "eval_every": 20, "results": tmp_path}
+    folder = hoard.train("bc", tiny, **options)
+    cfg, dataset = import_file(ROOT / "algos" / "bc.py").Config(tiny, updates=20, hidden=(8,)), datasets.load(tiny)
+    made = {"algo": "bc", "source": "x = 1\n", "config": {}, "overrides": {}}
+    shutil.rmtree(folder)
+    with Run(folder, cfg, dataset, **made) as run:
+        run.register(nothing=torch.nn.Linear(1, 1))
+        run.save_checkpoint()
+    monkeypatch.setattr("hoard.runners.provenance.code_revision", lambda: "later")
+    with Run(folder, cfg, dataset, **made):
+        pass
+    revisions = json.loads((folder / "provenance.json").read_text())["revisions"]
+    assert len(revisions) == 2
+    assert revisions[1] == "later"
 
 
 def test_a_damaged_checkpoint_is_named(tiny, run_file, tmp_path):

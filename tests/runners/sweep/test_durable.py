@@ -179,6 +179,35 @@ def test_crashes_of_the_machine_are_retried_and_nothing_else(
     assert (entry["attempts"], entry["status"], entry["failure"]) == (attempts, status, failure)
 
 
+def test_a_cell_that_ends_well_while_the_sweep_stops_is_finished(suite_file, tmp_path):
+    """Asked to stop during its last evaluation, a run goes to its end."""
+
+    class LastEvaluation(Ended):
+        def __init__(self, start) -> None:
+            self.code, self.start = None, start
+
+        def poll(self):
+            if self.code is None and not self.start:
+                return None
+            if self.code is None:
+                self.start = None
+                raise KeyboardInterrupt
+            return self.code
+
+        def terminate(self) -> None:
+            folder = tmp_path / "results" / sweep.work[0].run
+            folder.mkdir(parents=True)
+            (folder / "status.json").write_text(json.dumps({"status": "finished"}))
+            made = {"revisions": ["0"], "versions": {}, "device": "x"}
+            (folder / "provenance.json").write_text(json.dumps(made))
+            self.code = 0
+
+    sweep = Sweep(select(read(str(suite_file)), seeds="1"), tmp_path / "results", 1, "t", LastEvaluation, QUICK)
+    assert sweep.run() == 130
+    assert sweep.work[0].status == "finished"
+    assert entries(tmp_path / "results")["bc"]["status"] == "finished"
+
+
 def test_retries_wait_longer_each_time():
     limits = Limits(backoff=1.0, longest_backoff=60.0)
     assert [limits.wait(attempts) for attempts in (1, 2, 3, 7, 50)] == [1, 2, 4, 60, 60]

@@ -135,6 +135,21 @@ def test_what_this_machine_has_not_is_refused(suite_file, tmp_path, resources, a
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--gpus", "0,0"], "--gpus 0,0: write different ones"),
+        (["--gpus", "0", "--jobs", "3"], "--jobs 3: 1 accelerators have room for 1 at a time"),
+        (["--time-limit", "soon"], "--time-limit soon"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_sweep_would(suite_file, tmp_path, args, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["bench", str(suite_file), "--results", str(tmp_path / "results"), "--dry-run", *args])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_cells_are_told_their_parts(suite_file, tmp_path):
     """In one sweep: half of a GPU, two whole ones, and none at all."""
     suite_file.write_text(

@@ -13,6 +13,7 @@ import pytest
 from helpers import SMALL_SUITE
 
 from hoard.cli import main
+from hoard.records import cells
 from hoard.records.errors import BadInput
 from hoard.records.locks import lock_folder
 from hoard.runners.sweep.limits import Limits
@@ -122,6 +123,30 @@ def test_a_record_that_names_other_places_is_refused(made, store, tmp_path, run)
     with pytest.raises(BadInput, match="run '"):
         fetch_suite("memory://box/r/small", tmp_path / "here")
     assert not (tmp_path / "here" / "small").exists()
+
+
+def test_each_machine_adds_its_cells_to_the_record(made, store, tmp_path):
+    record = json.loads(store.cat_file("/box/r/small/cells.json"))
+    elsewhere = [{**cell, "seed": 7, "run": None, "status": "failed"} for cell in record["cells"][:1]]
+    unfinished = [{**cell, "status": "pending"} for cell in record["cells"][1:]]
+    theirs = record | {"cells": elsewhere + unfinished, "provenance": record["provenance"] | {"revision": "0123abcd"}}
+    store.pipe_file("/box/r/small/cells.json", json.dumps(theirs).encode())
+    assert again(made, tmp_path).run() == 0
+    together = json.loads(store.cat_file("/box/r/small/cells.json"))
+    assert {(cell["seed"], cell["status"]) for cell in together["cells"]} == {
+        (7, "failed"), *((cell["seed"], "finished") for cell in record["cells"])
+    }  # fmt: skip
+    assert set(together["provenance"]["revision"].split(", ")) == {"0123abcd", record["provenance"]["revision"]}
+    folder = fetch_suite("memory://box/r/small", tmp_path / "reader")
+    assert len(cells.read(folder)["cells"]) == len(record["cells"]) + 1
+
+
+def test_another_suite_of_this_name_is_not_overwritten(made, store, tmp_path, capsys):
+    record = json.loads(store.cat_file("/box/r/small/cells.json"))
+    store.pipe_file("/box/r/small/cells.json", json.dumps(record | {"metric": "return"}).encode())
+    assert again(made, tmp_path).run() == 1
+    assert "metric is 'return' in the record that is there" in " ".join(capsys.readouterr().out.split())
+    assert json.loads(store.cat_file("/box/r/small/cells.json"))["metric"] == "return"
 
 
 def test_a_sweep_makes_a_damaged_copy_anew(made, store, tmp_path, capsys):

@@ -426,13 +426,16 @@ def test_a_partial_call_keeps_the_cells_of_a_fuller_one(suite_file, tmp_path):
     results = tmp_path / "results"
     whole = select(read(str(suite_file)), seeds="1", overrides={"updates": "40"})
     assert Sweep(whole, results, 2, "test").run() == 0
+    (kept,) = (results / "runs" / "iql").glob("*/*/provenance.json")
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"revisions": ["0123abcd"]}))
     part = select(read(str(suite_file)), ["bc"], seeds="1", overrides={"updates": "40"})
     assert Sweep(part, results, 2, "test").run() == 0
-    cells = json.loads((results / "small" / "cells.json").read_text())["cells"]
-    assert {(c["method"], c["selected"], c["status"]) for c in cells} == {
+    record = json.loads((results / "small" / "cells.json").read_text())
+    assert {(c["method"], c["selected"], c["status"]) for c in record["cells"]} == {
         ("bc", True, "finished"),
         ("iql", False, "finished"),
     }
+    assert "0123abcd" in record["provenance"]["revision"].split(", ")
 
 
 def test_another_suite_of_the_same_name_is_refused(suite_file, tmp_path):
