@@ -87,7 +87,8 @@ class Actor(nn.Module):
         self.output, self.dropout, self.noise = cfg.output, cfg.dropout, cfg.input_noise
         self.normalize = ObsNormalizer(obs_dim, generator.device)
         sizes = [obs_dim, *cfg.hidden, action_dim]
-        # RvS's small last layer keeps the first actions of the linear output near the centre (from memory).
+        # RvS's small last layer keeps the first actions of the linear output near the centre (from memory). Init torch
+        # has torch's ordinary one.
         gains = [math.sqrt(2)] * len(cfg.hidden) + [0.01 if cfg.output == "gaussian" else math.sqrt(2)]
         self.layers = nn.ModuleList(
             linear(a, b, generator, cfg.init, gain) for (a, b), gain in zip(pairwise(sizes), gains)

@@ -4,8 +4,8 @@ SAC on the dataset, whose critics also learn to be low where the data are not: C
 over actions and pushes up Q of the dataset's action. Cal-QL (arXiv 2303.05479) keeps what is pushed down from falling
 below the return that the data achieved from there, so that fine-tuning online does not begin with a dip.
 
-Presets: `cql` (default) and `cal_ql`; both with CORL's constants. Equations, deviations, settings by domain, results:
-docs/algorithms/cql.md.
+Presets: `cql` (default) and `cal_ql`; both with most of CORL's constants. Equations, deviations, settings by domain,
+results: docs/algorithms/cql.md.
 
 Run: python algos/cql.py --preset cal_ql --dataset hoard/pendulum/mixed-v0 --online-steps 5000
 """

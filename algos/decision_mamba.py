@@ -59,7 +59,7 @@ class Config:
     batch_size: int = 64  # windows per update
     lr: float = 1e-3  # AdamW's step size after the warm-up
     warmup: int = 100  # updates over which the step size rises linearly from 0
-    weight_decay: float = 1e-4  # on weight matrices and the time table only
+    weight_decay: float = 1e-4  # on weight matrices, convolutions and the time table only
     clip_norm: float = 0.25  # global norm that gradients are clipped to
     init: Literal["torch", "normal"] = "torch"  # weight initialisation
     dropout: float = 0.0  # on embeddings and residual branches while training

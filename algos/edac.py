@@ -177,9 +177,10 @@ def with_noise(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str
 
 
 def diversity_loss(critic: Critic, obs: Tensor, action: Tensor) -> Tensor:
-    """Mean cosine between the gradients of two critics with respect to the action, times N: the paper's equation 8.
+    """Mean cosine between the gradients of two critics with respect to the action, times N.
 
-    Summed over ordered pairs and divided by N - 1, as the authors' code does.
+    The paper's equation 8 (its number from memory). Summed over ordered pairs and divided by N - 1, as the authors'
+    code does.
     """
     n = len(critic.weights[0])
     actions = leaf(action.expand(n, -1, -1))

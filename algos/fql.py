@@ -73,6 +73,8 @@ class Config:
         """Raise ValueError for options that make no sense, naming what would be right."""
         if self.alpha < 0 or self.flow_steps < 1:
             raise ValueError(f"alpha {self.alpha} must not be negative, flow_steps {self.flow_steps} at least 1")
+        if self.policy == "flow" and self.online_steps:
+            raise ValueError(f"online_steps {self.online_steps}: policy flow clones, and would clone its own actions")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -232,7 +234,8 @@ def actor_loss(
 
 def train(cfg: Config, run: Run) -> None:
     dataset, device, generator = run.dataset, run.device, run.generator
-    buffer = ReplayBuffer(dataset, device, cfg.online_steps, discount=cfg.discount)
+    discount = cfg.discount if cfg.policy == "one_step" else None  # the flow alone has no values
+    buffer = ReplayBuffer(dataset, device, cfg.online_steps, discount=discount)
     flow = Flow(cfg, dataset.obs_dim, dataset.action_dim, generator)
     actor = Actor(cfg, dataset.obs_dim, dataset.action_dim, generator)
     critic = Critic(cfg, dataset.obs_dim, dataset.action_dim, generator)

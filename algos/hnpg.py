@@ -89,6 +89,8 @@ class Config:
         for name in ("online_weight", "reward_scale", "critic_lr", "max_kl"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must be above 0")
+        if not self.hybrid and (self.online_weight != 1 or self.offline_adv_action != "policy"):
+            raise ValueError("online_weight, offline_adv_action: without hybrid there are no offline terms; leave both")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -252,8 +254,8 @@ def fit(
     offline: Tensor | None,
     cfg: Config,
     generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Adam, newly started, on one group's critic; metrics of its last step or epoch.
+) -> tuple[dict[str, Tensor], int]:
+    """Adam, newly started, on one group's critic; metrics of its last step or epoch, and how many steps it took.
 
     `inputs` (B, obs + action), the online rows first; `online` and `offline` are targets in the networks' units.
     """
@@ -261,7 +263,8 @@ def fit(
     weights, biases = own[: len(own) // 2], own[len(own) // 2 :]
     optimizer = torch.optim.Adam(own, lr=cfg.critic_lr, fused=True)
     if cfg.critic_batch is None:
-        for _ in range(cfg.critic_steps):
+        steps = cfg.critic_steps
+        for _ in range(steps):
             q = mlp(weights, biases, inputs).squeeze(-1)
             loss, metrics = critic_loss(q, online, offline, cfg.online_weight)
             gradient_step(optimizer, loss)
@@ -282,10 +285,11 @@ def fit(
                 total += metrics["losses/critic"] * len(index) / n
             losses.append(total.item())
         metrics = {"losses/critic": total, "losses/critic_epochs": torch.tensor(float(len(losses)))}
+        steps = len(losses) * math.ceil(n / size)
     with torch.no_grad():
         for whole, part in zip((*critic.net.weights, *critic.net.biases), own):
             whole[group] = part
-    return metrics
+    return metrics, steps
 
 
 def fit_critics(
@@ -297,8 +301,10 @@ def fit_critics(
     per_step: bool,
     discount: float,
     generator: torch.Generator,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], int]:
     """One sweep over the critics, from the last step to the first; targets from the critic of the following step.
+
+    Returns the mean of their metrics, and the most steps that one of them took.
 
     `online` has obs, action, target (G, B, ...), `offline` obs, action, reward, next_obs, terminated (G, B, ...).
     Without `per_step` there is one group, and the following step has its critic, as it was before the sweep.
@@ -320,7 +326,8 @@ def fit_critics(
             inputs = torch.cat([inputs, critic.inputs(offline["obs"][g], offline["action"][g])])
         wanted = unit(online["target"][g])
         fits.append(fit(critic, g, inputs, wanted, None if target is None else unit(target), cfg, generator))
-    return {name: torch.stack([one[name] for one in fits]).mean() for name in fits[0]}
+    metrics = {name: torch.stack([one[name] for one, _ in fits]).mean() for name in fits[0][0]}
+    return metrics, max(steps for _, steps in fits)
 
 
 @torch.no_grad()
@@ -634,7 +641,8 @@ def train(cfg: Config, run: Run) -> None:
             return torch.zeros_like(rollout["terminated"])
         return (1 - rollout["terminated"]) * value(rollout["last_obs"][None])[0]
 
-    def update() -> dict[str, Tensor]:
+    def update() -> tuple[dict[str, Tensor], int]:
+        """A round: its metrics, and the gradient steps that a critic got, with the policy's one."""
         # roll out whole episodes
         rollout, metrics = collect()
         reward, alive = rollout["reward"] * cfg.reward_scale, rollout["alive"]
@@ -652,8 +660,10 @@ def train(cfg: Config, run: Run) -> None:
             critic.rescale(online["target"])
         n = online["obs"].shape[1]
         offline = offline_batch(buffer, starts, steps, n, cfg, generator) if buffer is not None else None
+        updates = 1
         for _ in range(cfg.critic_sweeps):
-            of_critic = fit_critics(critic, actor, online, offline, cfg, per_step, discount, generator)
+            of_critic, fitted = fit_critics(critic, actor, online, offline, cfg, per_step, discount, generator)
+            updates += fitted
 
         # advantages: GAE online, Q - V offline
         values = torch.zeros_like(reward)
@@ -681,12 +691,11 @@ def train(cfg: Config, run: Run) -> None:
         if cfg.normalize:  # for the next round: behaviour and update of this one saw the same numbers
             stats.add(online["obs"][0])
             stats.fit(actor, critic)
-        return metrics | of_critic | of_actor | {"values/q": values.sum() / alive.sum()}
+        return metrics | of_critic | of_actor | {"values/q": values.sum() / alive.sum()}, updates
 
     run.register(actor=actor, critic=critic, stats=stats)
     for _ in run.online(cfg.online_steps):
-        # updates are gradient steps that each network got
-        metrics = update()
+        metrics, updates = update()
         far_off = far_off + 1 if metrics["values/explained_variance"] < 0 else 0
         if far_off == FAR_OFF:
             warnings.warn(
@@ -695,7 +704,7 @@ def train(cfg: Config, run: Run) -> None:
                 "critic_sweeps, or preset continuous",
                 stacklevel=1,
             )
-        run.log(metrics, updates=cfg.critic_sweeps * cfg.critic_steps + 1)
+        run.log(metrics, updates=updates)
         if run.evaluation_due:
             run.evaluate(actor)
 

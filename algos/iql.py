@@ -85,6 +85,8 @@ class Config:
             raise ValueError(f"beta {self.beta} must not be negative, max_weight {self.max_weight} above 0")
         if self.log_std_min > 2:
             raise ValueError(f"log_std_min {self.log_std_min}: must be at most 2")
+        if self.actor == "deterministic" and self.online_steps:
+            raise ValueError("actor deterministic: it learns no noise to explore with; online_steps needs gaussian")
         if self.compile and self.actor_dropout:
             raise ValueError(f"actor_dropout {self.actor_dropout}: must be 0 with compile, which cannot trace it")
 

@@ -709,7 +709,9 @@ class Search:
             self.ended = True
 
     def reload(self) -> None:
-        self.actor.load_state_dict(self.weights)
+        """The best weights; the present ones where nobody has looked yet."""
+        if math.isfinite(self.best):
+            self.actor.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("seed", "best", "stale", "ended", "weights")}

@@ -36,7 +36,7 @@ from hoard.runners.nn import (
 
 @dataclass
 class Config:
-    """O-DICE. Defaults follow the authors' released code."""
+    """O-DICE. Defaults follow the authors' released class; its page names where their script departs from it."""
 
     # --- experiment ---
     dataset: str = "hoard/pendulum/mixed-v0"  # dataset id: hoard/..., a Minari id, or d4rl:NAME

@@ -245,6 +245,7 @@ def compare(a: Results, b: Results, metric: str = "score") -> Comparison:
     ]
     if not shared:
         raise ResultsError("the two folders share no method on any dataset with finished runs")
+    other = _other_options(a, b, shared)
     of_a, of_b = tables.measures(a, metric), tables.measures(b, metric)
     measure = {d: of_a[d] if of_a[d] == of_b[d] else "return" for d, _ in shared}
     found = verdicts.adjust([against([groups[1][key]], [groups[0][key]], measure[key[0]]) for key in shared])
@@ -263,9 +264,27 @@ def compare(a: Results, b: Results, metric: str = "score") -> Comparison:
         alone = [f"{method} on {dataset}" for dataset, method in groups[here] if (dataset, method) not in groups[there]]
         if alone:
             notes.append(f"Only in {title}: {', '.join(alone)}.")
+    notes += [f"Other options in A and B: {text}." for text in other]
     cells = _cells(a, b, values, measure)
     worse = int((frame["verdict"] == verdicts.WORSE).sum())
     return Comparison(summary, tables.Table(frame, _display(frame), tuple(notes), ("seeds", "time")), cells, worse)
+
+
+def _other_options(a: Results, b: Results, shared: Sequence[tuple[str, str]]) -> list[str]:
+    """Methods whose options differ in the two folders. Raises ResultsError where that is a method's whole identity."""
+    found = []
+    for dataset, method in shared:
+        texts = []
+        for one in (a, b):
+            cells = one.cells[(one.cells["dataset"] == dataset) & (one.cells["method"] == method)]
+            texts.append("; ".join(dict.fromkeys(tables.setting_text(own) for own in cells["overrides"])) or "defaults")
+        if texts[0] == texts[1]:
+            continue
+        told = f"{method} on {dataset} ({texts[0]}, now {texts[1]})"
+        if "#" in method:  # several settings of one algorithm, told apart by a number that each folder gives anew
+            raise ResultsError(f"{told}: not the same settings; compare suites, or folders with one setting each")
+        found.append(told)
+    return found
 
 
 def _pair(

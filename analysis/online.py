@@ -28,17 +28,11 @@ SHARES = (0.25, 0.5, 1.0)  # of the common budget on a dataset: where scores are
 SLACK = 0.05
 
 
-def seed_curves(results: Results, dataset: str, method: str, measure: str) -> dict[int, pd.Series]:
-    """A curve per seed: values by environment step, NaN where an evaluation was not finite.
+def _seed_curves(results: Results, own: pd.DataFrame, measure: str) -> dict[int, pd.Series]:
+    """A curve per seed of `own`, one method's rows on one dataset: values by environment step, NaN where not finite.
 
     A seed that diverged has its own evaluations, then its floor (see `tables.floors`) to the end.
     """
-    rows = results.evaluations
-    own = rows[(rows["dataset"] == dataset) & (rows["method"] == method) & (rows["variant"] == "")]
-    return _seed_curves(results, own, measure)
-
-
-def _seed_curves(results: Results, own: pd.DataFrame, measure: str) -> dict[int, pd.Series]:
     out = {}
     for (seed, status), rows in own.groupby(["seed", "status"], sort=False):
         if status == "finished":

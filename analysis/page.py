@@ -99,13 +99,6 @@ def write(folder: Path, metric: str | None, everything: bool) -> str:
     return _text(sections, ranked, _selection_note(loaded, whole))
 
 
-def text(loaded: Results, metric: str | None = None) -> str:
-    """The tables for the terminal, with the cells that are missing and how to read the rest."""
-    metric = metric_of(loaded, metric)
-    ranked = comparisons.rankings(loaded, metric)
-    return _text(_sections(loaded, metric, ranked), ranked, "")
-
-
 def metric_of(loaded: Results, metric: str | None) -> str:
     """What to compare: as asked, else as the suite says, else the score."""
     return metric or loaded.meta.get("metric") or "score"

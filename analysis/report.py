@@ -27,7 +27,7 @@ from hoard.records.folder import ALGORITHM, CONFIG, EPISODES, EVALUATIONS, FILM,
 from hoard.records.names import METRICS
 
 if TYPE_CHECKING:
-    from hoard.analysis.results import Results
+    pass
 
 
 STAMP = ".report.json"
@@ -108,13 +108,6 @@ def build(
     report = Report(folder, page.write(folder, metric, everything))
     write_json(folder / STAMP, {"stamp": stamp, "text": report.text, "files": _states(report.files)})
     return report
-
-
-def summary_text(loaded: Results, metric: str | None = None) -> str:
-    """The text of a report of results at hand, without any file."""
-    from hoard.analysis import page
-
-    return page.text(loaded, metric)
 
 
 def _stamp(folder: Path, metric: str | None, everything: bool) -> str:

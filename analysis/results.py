@@ -300,7 +300,7 @@ def _code(path: Path) -> str | None:
 
 
 def _method_names(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """The algorithm's name; where its runs differ in settings or code, numbered in the order of the folders.
+    """The algorithm's name; where its runs differ in settings or code, numbered, those with fewer settings first.
 
     Runs of one setting on one dataset and seed were made by other versions of libraries, from other data, or by other
     shared code; they are told apart by as much of this as is known.
@@ -327,6 +327,8 @@ def _method_names(entries: Sequence[dict[str, Any]]) -> list[str]:
     known: dict[str, list[tuple[str, ...]]] = {}
     for key in dict.fromkeys(keys):
         known.setdefault(key[0], []).append(key)
+    for own in known.values():
+        own.sort(key=lambda key: (len(json.loads(key[1]) or ()), key))  # not by the folders, whose names are hashes
     return [key[0] if len(known[key[0]]) == 1 else f"{key[0]} #{known[key[0]].index(key) + 1}" for key in keys]
 
 

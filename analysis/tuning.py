@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,16 +222,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(1, f"error: {error}\n")
     output = options.output or options.studies[0]
     best, bandits, styles = {}, {}, {}
-    for place, study in enumerate(studies):
+    known = Counter(study.name for study in studies)
+    for place, (study, folder) in enumerate(zip(studies, options.studies)):
+        name = study.name if known[study.name] == 1 else str(folder)  # studies of one name lie in different results
         color = plots.color_of(study.algo, study.algo)
-        styles[study.name] = {"color": color, "marker": plots.MARKERS[place], "linestyle": plots.LINE_STYLES[place % 4]}
-        best[study.name] = expected_best_curve(study.values, np.random.default_rng(0))
+        marker = plots.MARKERS[place % len(plots.MARKERS)]
+        styles[name] = {"color": color, "marker": marker, "linestyle": plots.LINE_STYLES[place % 4]}
+        best[name] = expected_best_curve(study.values, np.random.default_rng(0))
         episodes = list(last_episodes(study).values())
         if all(len(one) for one in episodes):
-            bandits[study.name] = bandit(episodes, np.random.default_rng(0), pulls=options.pulls)
-        print(f"{study.name}: " + ", ".join(f"{count} {how}" for how, count in study.ended.items()))
+            bandits[name] = bandit(episodes, np.random.default_rng(0), pulls=options.pulls)
+        print(f"{name}: " + ", ".join(f"{count} {how}" for how, count in study.ended.items()))
         shown = sorted({k for k in (1, 2, 5, 10, 20, 40, 80) if k < len(study.values)} | {len(study.values)})
-        for k, row in best[study.name].loc[shown].iterrows():
+        for k, row in best[name].loc[shown].iterrows():
             print(f"  best of {k:3}: {tables.interval(row['point'], row['low'], row['high'], 1)}")
     figure = plots.budget(best, styles, "Expected best of k settings", "objective", "settings tried")
     print(results.write(output / "budget.png", plots.png(figure)))

@@ -129,6 +129,30 @@ class Sweep:
         return self.folder
 
 
+DATASET = "hoard/pendulum/mixed-v0"
+
+
+def train(
+    sweep, algo, seed, status="finished", overrides=None, suffix="aaaaaaaaaaaa", code="x = 1", torch="2", **episodes
+):
+    """A run folder as `hoard train` leaves it."""
+    run = sweep.cell(algo, DATASET, seed, status=status, **episodes)
+    run = run.rename(run.with_name(f"{seed}-{suffix}"))
+    config = {"dataset": DATASET, "seed": seed, "updates": 1000} | (overrides or {})
+    (run / "config.json").write_text(json.dumps({"algo": algo, "config": config, "overrides": overrides or {}}))
+    facts = {
+        "status": status,
+        "update": 1000,
+        "wall_time": 50.0,
+        "error": "ValueError: x" if status == "failed" else None,
+    }
+    (run / "status.json").write_text(json.dumps(facts))
+    made = {"revisions": ["0123abcd"], "versions": {"torch": torch}, "dataset": {"id": DATASET, "sha256": "5f" * 8}}
+    (run / "provenance.json").write_text(json.dumps(made))
+    (run / "algorithm.py").write_text(code)
+    return run
+
+
 @pytest.fixture
 def sweep(tmp_path) -> Sweep:
     """An empty sweep to which a test adds cells."""

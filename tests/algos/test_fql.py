@@ -15,6 +15,7 @@ from resume import assert_same_run, kill, only_run
 from toys import FakeRun, chain_dataset, flat_dataset
 
 from hoard.algos import fql
+from hoard.datasets import plugins
 from hoard.records.errors import BadInput
 from hoard.runners.config import check
 
@@ -126,10 +127,19 @@ def test_online_it_learns_from_its_own_steps():
     assert np.abs(run.env.actions).max() <= 1
 
 
-@pytest.mark.parametrize("option", [{"alpha": -1.0}, {"flow_steps": 0}])
+@pytest.mark.parametrize(
+    "option", [{"alpha": -1.0}, {"flow_steps": 0}, {"online_steps": 10, "policy": "flow", "updates": 10}]
+)
 def test_unusable_options_are_refused(option):
     with pytest.raises(BadInput, match=next(iter(option))):
         check(fql.Config(**option))
+
+
+def test_values_blended_by_hubl_need_values():
+    data = plugins.apply(flat_dataset(n=40), "hubl=rank:0.1")
+    fql.train(quick(updates=1), OnlineRun(data, seed=0))
+    with pytest.raises(ValueError, match="bootstraps no value"):
+        fql.train(quick(updates=1, policy="flow"), OnlineRun(data, seed=0))
 
 
 def test_the_policy_is_copied_whole():

@@ -491,6 +491,8 @@ def test_form_follows_the_data():
         ({"critic_sweeps": 0}, "critic_sweeps 0: must be at least 1"),
         ({"batch_steps": 0}, "batch_steps 0: must be at least 1"),
         ({"max_kl": 0.0}, "max_kl 0.0: must be above 0"),
+        ({"hybrid": False, "online_weight": 2.0}, "without hybrid there are no offline terms"),
+        ({"hybrid": False, "offline_adv_action": "dataset"}, "without hybrid there are no offline terms"),
         ({"gae_lambda": 1.2}, "gae_lambda 1.2: must be between 0 and 1"),
     ],
 )
@@ -568,8 +570,9 @@ def test_a_fit_in_batches_finds_the_least_squares_and_stops_by_itself(tolerance)
     critic = hnpg.Critic(cfg, 2, -np.ones(1), np.ones(1), generator(), steps=1)
     inputs = randn(640, 3, seed=5)
     target = inputs @ torch.tensor([0.5, -0.3, 0.2]).double()
-    metrics = hnpg.fit(critic, 0, inputs, target[:320], target[320:], cfg, generator(1))
+    metrics, steps = hnpg.fit(critic, 0, inputs, target[:320], target[320:], cfg, generator(1))
     assert metrics["losses/critic_epochs"] < 500
+    assert steps == 5 * metrics["losses/critic_epochs"]  # 320 rows in batches of 64
     if tolerance == 0.01:
         q = critic.net.at(0, inputs)[:, 0]
         assert (q - target).square().mean() < 0.02 * target.var()

@@ -89,6 +89,12 @@ def test_an_unusable_ratio_is_refused(tiny, run_file):
     assert "offline_ratio 1.5: must be between 0 and 1" in done.stderr
 
 
+def test_an_actor_without_noise_does_not_go_online(tiny, run_file):
+    done = run_file("iql", *small(tiny, **ONLINE, actor="deterministic"))
+    assert done.returncode == 2
+    assert "it learns no noise to explore with" in done.stderr
+
+
 def test_the_offline_result_does_not_depend_on_the_online_stage(tiny, run_file, tmp_path):
     """A stage that is off takes no randomness: the old config gives the old weights."""
     for name, steps in (("off", 0), ("on", 30)):

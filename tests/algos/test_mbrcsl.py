@@ -575,6 +575,16 @@ def test_best_weights_are_taken_when_the_search_ends():
     assert actor.layers[0].bias[0].item() == 5.0
 
 
+def test_weights_stay_where_nobody_has_looked_at_the_hold_out():
+    """As in a training of fewer updates than an epoch has."""
+    actor = an_actor(Config(hidden=(4,)))
+    search = mbrcsl.Search(actor, Config(hidden=(4,)), seed=0)
+    with torch.no_grad():
+        actor.layers[0].bias.fill_(3.0)
+    search.reload()
+    assert (actor.layers[0].bias == 3.0).all()
+
+
 def test_hold_out_of_transitions():
     _, search = searching(Config(hidden=(4,), holdout=0.1), [])
     trained, held = search.split(200)

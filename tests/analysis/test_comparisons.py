@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from synthetic import Sweep
+from synthetic import Sweep, train
 
 from hoard.analysis import comparisons, results, tables, verdicts
 from hoard.records.errors import BadInput
@@ -98,6 +98,34 @@ def test_what_only_one_has_is_named(tmp_path):
     sweep.cell("sac", PENDULUM, 0)
     with pytest.raises(BadInput, match="share no method"):
         comparisons.compare(a, results.load(sweep.write()))
+
+
+def test_other_options_are_said(tmp_path):
+    folders = []
+    for name, options in (("a", {}), ("b", {"lr": 0.1})):
+        sweep = Sweep(tmp_path / name)
+        for seed in range(2):
+            sweep.cell("iql", PENDULUM, seed, overrides=options, last=50.0 + seed)
+        folders.append(results.load(sweep.write()))
+    (note,) = [note for note in comparisons.compare(*folders).notes if note.startswith("Other options")]
+    assert note == f"Other options in A and B: iql on {PENDULUM} (defaults, now lr = 0.1)."
+
+
+def test_numbered_methods_are_compared_with_their_own_kind_alone(tmp_path):
+    """Several settings of one algorithm, in folders whose hashes sort otherwise; then with another setting."""
+    loaded = []
+    for name, hashes, settings in (
+        ("a", "12", [{}, {"lr": 0.1}]), ("b", "21", [{}, {"lr": 0.1}]), ("c", "12", [{}, {"lr": 0.2}])
+    ):  # fmt: skip
+        sweep = Sweep(tmp_path / name)
+        for at, (start, options) in enumerate(zip(hashes, settings)):
+            for seed in range(2):
+                train(sweep, "iql", seed, overrides=options, suffix=start * 12, last=20.0 + 60 * at + seed)
+        loaded.append(results.load(sweep.root))
+    same = comparisons.compare(loaded[0], loaded[1]).pairs.frame
+    assert set(same["verdict"]) == {"identical"}
+    with pytest.raises(BadInput, match=r"iql #2 on .* \(lr = 0.1, now lr = 0.2\): not the same settings"):
+        comparisons.compare(loaded[0], loaded[2])
 
 
 def test_command(tmp_path):

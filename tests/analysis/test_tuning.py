@@ -1,12 +1,13 @@
 """Score against tuning budget: closed form against enumeration, the bandit against what it must find."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from hoard.analysis import results, tuning
+from hoard.analysis import plots, results, tuning
 from hoard.analysis.results import ResultsError
 
 
@@ -105,6 +106,17 @@ def test_the_command_draws_both_curves(study, capsys):
     assert "best of   5: 90.0" in said
     assert (study / "budget.png").is_file()
     assert (study / "bandit.png").is_file()
+
+
+def test_two_studies_of_one_name_are_both_drawn(study, tmp_path, capsys, monkeypatch):
+    other = tmp_path / "elsewhere" / study.name
+    shutil.copytree(study, other)
+    drawn = []
+    budget = plots.budget
+    monkeypatch.setattr(plots, "budget", lambda curves, *more: drawn.append(list(curves)) or budget(curves, *more))
+    tuning.main([str(study), str(other), "--pulls", "20"])
+    assert drawn == [[str(study), str(other)]] * 2
+    assert f"{other}: 4 complete" in capsys.readouterr().out
 
 
 def test_what_is_no_study_is_refused(tmp_path, capsys):
