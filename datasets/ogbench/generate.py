@@ -18,7 +18,9 @@ work. The trajectories are therefore not the published ones. No validation split
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,7 +51,8 @@ def length_of(env: str, kind: str) -> int:
 def generate(dataset_id: str, request: Request, progress: Progress | None = None, processes: int | None = None) -> None:
     """Write `request.path`, whole or not at all; `processes` (default: one a core) share the trajectories.
 
-    `progress(done, total)` counts environment steps. Raises DatasetError without the package, or if a process fails.
+    `progress(done, total)` counts environment steps. The caller holds the file's lock. Raises DatasetError without the
+    package, or if a process fails, and OSError where nothing can be written.
     """
     try:
         envs.register()
@@ -62,7 +65,10 @@ def generate(dataset_id: str, request: Request, progress: Progress | None = None
         processes = max(1, min(_cores(), total * length // _STEPS_PER_PROCESS))
     processes = min(processes, total)
     bounds = [total * i // processes for i in range(processes + 1)]
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=request.path.parent) as scratch:
+    prefix = f".making-{request.path.stem}-"
+    for stale in request.path.parent.glob(glob.escape(prefix) + "*"):  # of a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=request.path.parent) as scratch:
         parts = [Path(scratch) / f"{i}.npz" for i in range(processes)]
         shares = [(first, last, str(part)) for first, last, part in zip(bounds, bounds[1:], parts)]
         _run(dataset_id, request, shares, length, progress)
@@ -87,14 +93,15 @@ def _run(
     try:
         for first, last, part in shares:
             arguments = [request.env, request.kind, str(first), str(last), part, str(writer)]
-            children.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", code, *arguments],
-                    pass_fds=[writer],
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C is for the caller, who then ends them
+            with open(f"{part}.log", "wb") as log:  # a pipe would fill while we read the other one
+                children.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", code, *arguments],
+                        pass_fds=[writer],
+                        stderr=log,
+                        start_new_session=True,  # Ctrl-C is for the caller, who then ends them
+                    )
                 )
-            )
         os.close(writer)
         writer = -1
         done, total = 0, length * (shares[-1][1] - shares[0][0])
@@ -102,10 +109,10 @@ def _run(
             done += length * len(reports)
             if progress:
                 progress(done, total)
-        for child in children:
-            _, problem = child.communicate()
-            if child.returncode:
-                why = (problem.decode(errors="replace").strip().splitlines() or [f"status {child.returncode}"])[-1]
+        for child, (_, _, part) in zip(children, shares, strict=True):
+            if child.wait():
+                problem = Path(f"{part}.log").read_text(errors="replace")
+                why = (problem.strip().splitlines() or [f"status {child.returncode}"])[-1]
                 raise DatasetError(f"{dataset_id}: a process that made trajectories failed: {why}")
     finally:
         for child in children:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hoard.datasets.dataset import Dataset
+from hoard.datasets.dataset import Dataset, DatasetError
 from hoard.datasets.ogbench import ids
 from hoard.datasets.source import Progress
 from hoard.records.locks import hold_file
@@ -44,11 +44,14 @@ def ensure(dataset_id: str, progress: Progress | None = None) -> bool:
         return True
     from hoard.datasets.ogbench.generate import generate
 
-    request.path.parent.mkdir(parents=True, exist_ok=True)
-    with hold_file(request.path.with_name(f".{request.path.name}.lock")):
-        if os.path.isfile(request.path):  # by another process, meanwhile
-            return False
-        generate(dataset_id, request, progress)
+    try:
+        request.path.parent.mkdir(parents=True, exist_ok=True)
+        with hold_file(request.path.with_name(f".{request.path.name}.lock")):
+            if os.path.isfile(request.path):  # by another process, meanwhile
+                return False
+            generate(dataset_id, request, progress)
+    except OSError as error:
+        raise DatasetError(f"{dataset_id}: {request.path} cannot be written: {error}") from error
     return True
 
 

@@ -7,6 +7,7 @@ was put into a queue. The cluster itself starts nothing again; the sweep does, f
 from __future__ import annotations
 
 import abc
+import contextlib
 import signal
 import subprocess
 import time
@@ -61,12 +62,13 @@ class Watch:
 
     def wait(self) -> dict[str, Any]:
         """How the cell ended: its exit status as `code`, and the `ending` if more is known than it says."""
-        while True:
+        code = None
+        while code is None:
             try:
-                code = self._process.wait(timeout=_LOOK)
-                break
-            except subprocess.TimeoutExpired:
-                self._look()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = self._process.wait(timeout=_LOOK)
+                if code is None:
+                    self._look()
             except KeyboardInterrupt:  # how Ray tells a task that it is cancelled
                 self.end()
         if self._ending is None and code < 0:

@@ -159,12 +159,13 @@ def test_bytes_depend_on_the_id_alone(tmp_path, monkeypatch, name):
     monkeypatch.setenv("OGBENCH_DATASET_DIR", str(tmp_path))
     request = ids.parse(name)
     request.path.parent.mkdir()
+    (request.path.parent / f".making-{request.path.stem}-killed").mkdir()
     np.random.seed(4)  # noqa: NPY002 - the caller's global stream is neither used nor moved
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     making.generate(name, request, processes=2)
     assert request.path.read_bytes() == before
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [request.path.name]
+    assert [path.name for path in request.path.parent.iterdir()] == [request.path.name]
 
 
 def test_a_longer_set_starts_with_the_shorter_one():
@@ -210,6 +211,23 @@ def test_a_process_that_fails_is_named(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match="a process that made trajectories failed: status 1"):
         datasets.ensure(MAZE)
     assert not ids.parse(MAZE).path.exists()
+
+
+def test_what_a_process_says_at_length_does_not_hang_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("OGBENCH_DATASET_DIR", str(tmp_path))
+    talk = tmp_path / "python"
+    talk.write_text("#!/bin/sh\nyes warning | head -c 200000 >&2\necho it broke >&2\nexit 3\n")
+    talk.chmod(0o755)
+    monkeypatch.setattr(making.sys, "executable", str(talk))
+    with pytest.raises(DatasetError, match="a process that made trajectories failed: it broke"):
+        datasets.ensure(MAZE)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OGBENCH_DATASET_DIR", str(tmp_path / "file"))
+    with pytest.raises(DatasetError, match=r"cannot be written"):
+        datasets.ensure(MAZE)
 
 
 # --- environments ---

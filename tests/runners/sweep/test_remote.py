@@ -51,6 +51,20 @@ def test_how_a_cell_ended_is_told(tmp_path, program, code, ending):
     assert watched(tmp_path, program).wait() == {"code": code, "ending": ending}
 
 
+def test_a_cancel_while_limits_are_looked_at_ends_the_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_LOOK", 0.05)
+    watch = watched(tmp_path, HEEDS)
+    look = watch._look
+
+    def cancelled() -> None:
+        if watch._kill_at is None and "up" in (tmp_path / "log").read_text():
+            raise KeyboardInterrupt
+        look()
+
+    monkeypatch.setattr(watch, "_look", cancelled)
+    assert watch.wait() == {"code": STOPPED, "ending": None}
+
+
 def test_limits_are_held_where_the_cell_is(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_LOOK", 0.05)
     told = watched(tmp_path, LEAKS, Limits(memory=200 << 20)).wait()
