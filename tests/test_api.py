@@ -69,6 +69,8 @@ def test_fresh_episodes_are_scored(run):
     assert hoard.evaluate(run, episodes=4, seed=2).equals(rows)
     trained = hoard.results(run)
     assert not set(rows.eval_seed) & set(trained.eval_seed)
+    own = hoard.evaluate(run, episodes=4)  # of the run's own seed, 0
+    assert not set(own.eval_seed) & (set(trained.eval_seed) | set(rows.eval_seed))
     with pytest.raises(BadInput, match="episodes 0"):
         hoard.evaluate(run, episodes=0)
 

@@ -63,6 +63,17 @@ def dotted(node):
     return ""
 
 
+# torch's draws that write into a tensor, among them those of nn.init, and layers that draw when made or called.
+DRAWS_IN_PLACE = {
+    "normal_", "uniform_", "bernoulli_", "exponential_", "random_", "trunc_normal_", "orthogonal_", "sparse_",
+    "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_",
+}  # fmt: skip
+DRAWN_LAYERS = {
+    "Linear", "Bilinear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "Embedding", "RNN", "GRU", "LSTM",
+    "MultiheadAttention", "TransformerEncoderLayer", "Dropout", "AlphaDropout",
+}  # fmt: skip
+
+
 def global_randomness(source, may_seed=False, may_swap=False):
     """Uses of a random stream that belongs to nobody, as text."""
     found = [f"import {name}" for name in imports(source, "") if name == "random" or name.startswith("random.")]
@@ -79,8 +90,19 @@ def global_randomness(source, may_seed=False, may_swap=False):
             found.append(name)
         if isinstance(node, ast.Call):
             head, _, function = dotted(node.func).rpartition(".")
-            if head == "torch" and function in TORCH_DRAWS and "generator" not in {k.arg for k in node.keywords}:
+            options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if function in TORCH_DRAWS and head == "torch" and "generator" not in options:
                 found.append(f"torch.{function} without generator")
+            if function in DRAWS_IN_PLACE and "generator" not in options:
+                found.append(f"{function} without generator")
+            if head in ("nn", "torch.nn") and function in DRAWN_LAYERS:
+                found.append(f"nn.{function}, whose weights or noise come from the global stream")
+            if head in ("F", "nn.functional", "torch.nn.functional") and "dropout" in function:
+                found.append(f"functional {function}")
+            if function in ("default_rng", "RandomState", "SeedSequence") and not node.args and not options:
+                found.append(f"{function} without a seed")
+            if options.get("generator") == "None":
+                found.append(f"{function} with generator=None")
     return found
 
 
@@ -199,6 +221,13 @@ def test_an_allowed_import_passes(package, source):
         "torch.cuda.manual_seed_all(0)",
         "torch.rand(3)",
         "torch.randint(0, 3, (2,), device='cpu')",
+        "torch.randn(3, generator=None)",
+        "np.random.default_rng()",
+        "w.normal_()",
+        "nn.init.uniform_(w, 0, 1)",
+        "nn.Linear(3, 3)",
+        "torch.nn.Dropout(0.1)",
+        "F.dropout(x)",
     ],
 )
 def test_global_randomness_is_seen(source):
@@ -207,6 +236,8 @@ def test_global_randomness_is_seen(source):
 
 def test_private_randomness_passes():
     source = "np.random.default_rng(0)\ntorch.randn(3, generator=g)\nfrom numpy.random import Generator\nrng.random(3)"
+    assert global_randomness(source) == []
+    source = "nn.utils.skip_init(nn.Linear, 3, 3)\nnn.init.uniform_(w, generator=g)\nw.normal_(generator=g)"
     assert global_randomness(source) == []
     assert global_randomness("torch.manual_seed(0)", may_seed=True) == []
 

@@ -133,14 +133,17 @@ def test_batches_of_a_burst(monkeypatch, reuse, batches):
 
 
 @pytest.mark.parametrize("act_with", ["meta", "fast"])
-def test_who_acts_and_is_evaluated(act_with):
+def test_who_acts_and_is_evaluated(act_with, monkeypatch):
     run = OnlineRun(flat_dataset(), seed=0)
+    explore, acted = moorl.Actor.explore, []
+    monkeypatch.setattr(moorl.Actor, "explore", lambda self, *args: acted.append(self) or explore(self, *args))
     run.eval_at = (12,)
     moorl.train(
         moorl.Config(online_steps=12, start_steps=6, hidden=(8,), batch_size=4, act_with=act_with, lr=0.01), run
     )
     acting = run.objects["meta.actor" if act_with == "meta" else "networks.actor"]
     assert run.evaluated == [(12, "", acting)]
+    assert acted == [acting] * 6
 
 
 # --- sources ---

@@ -232,6 +232,11 @@ def test_maze2d_pays_within_half_a_metre_and_never_ends():
             expected = paid if env is sparse else np.exp(-np.linalg.norm(obs[:2] - [6, 6]))
             assert reward == pytest.approx(expected)
             assert (terminated, truncated, info["success"]) == (False, False, paid == 1.0)
+    sparse.set_state(np.array([6.0, 6.0]), np.zeros(2))
+    assert sparse.step(np.zeros(2))[-1]["success"]
+    sparse.set_state(np.array([1.0, 1.0]), np.zeros(2))
+    _, reward, *_, info = sparse.step(np.zeros(2))
+    assert (reward, info["success"]) == (0.0, True)  # who has been there has succeeded
     env = make_env("hoard/D4RL-Maze2d-UMaze-v1")
     assert len(rollout(env, 1000, 0)) - 1 == 300
 

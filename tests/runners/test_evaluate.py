@@ -12,7 +12,7 @@ import torch
 from hoard import datasets
 from hoard.datasets.discrete import OneHot
 from hoard.envs import make_env
-from hoard.runners.evaluate import Evaluator, evaluation_seed, training_seed, uses_history
+from hoard.runners.evaluate import Evaluator, evaluation_seed, fresh_seed, training_seed, uses_history
 from hoard.runners.task import task_of
 
 
@@ -103,6 +103,43 @@ def test_episodes_end_at_their_own_time(tiny):
     assert [(r["length"], r["return"], r["success"]) for r in rows] == [(1, 1, True), (4, 4, True), (6, 6, False)]
 
 
+class OnTheWay(EarlyEnd):
+    """Successful at the second step alone."""
+
+    def step(self, action):
+        *rest, _ = super().step(action)
+        self.steps = getattr(self, "steps", 0) + 1
+        return *rest, {"success": self.steps == 2}
+
+
+def test_success_at_any_time_counts(tiny):
+    name = "test/OnTheWay-v0"
+    if name not in gym.registry:
+        gym.register(name, OnTheWay, max_episode_steps=6)
+    data = datasets.load(tiny)
+    data = dataclasses.replace(data, observations=data.observations[:, :1], env_spec=gym.spec(name))
+    rows = evaluator_of(data)(lambda obs, history: torch.zeros(len(obs), 1), [24], draws())
+    assert [(row["length"], row["success"]) for row in rows] == [(5, True)]
+
+
+def test_a_witness_is_told_of_every_episode_by_its_number(tiny):
+    """More of them than go in lockstep."""
+    data = datasets.load(tiny)
+    seen: dict[int, list[np.ndarray]] = {}
+
+    def witness(number, env, action, obs):
+        assert (action is None) == (number not in seen)
+        seen.setdefault(number, []).append(obs)
+
+    seeds = [evaluation_seed(0, 5, k) for k in range(13)]
+    rows = evaluator_of(data)(policy, seeds, draws(), witness)
+    assert list(seen) == list(range(13))
+    env = make_env(data.env_spec)
+    for k, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
+        assert len(seen[k]) == row["length"] + 1
+        assert np.array_equal(seen[k][0], env.reset(seed=seed)[0])
+
+
 def test_a_policy_gone_wrong_is_noticed(tiny):
     with pytest.raises(FloatingPointError, match="non-finite action at step 0"):
         evaluator_of(datasets.load(tiny))(
@@ -115,6 +152,11 @@ def test_seeds_of_evaluation_and_training_never_meet():
     training = {training_seed(s, k) for s in range(5) for k in range(100)}
     assert len(evaluation) == len(training) == 500
     assert min(evaluation) >= 2**31 > max(training)
+    online = {evaluation_seed(s, 10, e, env_step=t) for s in range(5) for t in (10, 20) for e in range(50)}
+    fresh = {fresh_seed(s, e) for s in range(5) for e in range(100)}
+    assert len(online) == len(fresh) == 500
+    assert min(online | fresh) >= 2**31
+    assert not evaluation & online | evaluation & fresh | online & fresh
 
 
 def test_discrete_actions_are_refused_with_the_dataset_named(tiny):

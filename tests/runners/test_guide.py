@@ -79,6 +79,25 @@ def test_the_guide_acts_first_and_the_learner_then(leader, tiny):
     assert played == [20, 20, 15, 15, 10, 10, 5, 5, 0]  # two episodes a stage, then the learner alone
 
 
+def test_a_guide_that_looks_back_sees_its_own_episode_alone(tiny, run_file, tmp_path):
+    done = run_file("rcsl", *small(tiny), results=tmp_path / "leader")
+    assert done.returncode == 0, done.stdout + done.stderr
+    leader = only_run(tmp_path / "leader")
+    task = task_of(load(tiny))
+    lead = guide.Guide(guide.parse(f"{leader},steps=20,stages=4,window=9,tolerance=0.99"), task, 0, "cpu")
+    env, policy = TrainingEnv(task, 0, torch.device("cpu"), lambda _: None, guide=lead), load_policy(leader)
+    assert policy.uses_history
+    for _ in range(2):
+        policy.reset()
+        ended, reward, executed, wanted = False, None, [], []
+        while not ended:
+            wanted.append(policy(env.obs[0].numpy(), reward) / task.high)
+            step = env.step(torch.full((1, env.action_dim), 0.9))
+            executed.append(step.executed_action)
+            reward, ended = step.reward, step.terminated or step.truncated
+        np.testing.assert_allclose(executed[:20], wanted[:20], atol=1e-5)
+
+
 def test_a_stage_waits_until_the_mean_return_holds():
     lead = object.__new__(guide.Guide)
     lead.plan, lead.steps, lead._run_seed = guide.Plan("x", stages=10, window=2, tolerance=0.1), 100, 0

@@ -285,6 +285,37 @@ def test_a_run_continued_before_its_first_update_names_both_revisions(tiny, tmp_
     assert revisions[1] == "later"
 
 
+def test_the_seed_reaches_all_that_a_run_draws(tiny, tmp_path):
+    config = import_file(ROOT / "algos" / "bc.py").Config
+    options = {"updates": 20, "hidden": (8,), "eval_every": 10}
+    seen = []
+    for seed in (0, 1):
+        folder = hoard.train("bc", tiny, seed=seed, results=tmp_path, **options)
+        rows = pd.read_parquet(folder / "episodes.parquet")
+        made = {"algo": "bc", "source": "x = 1\n", "config": {}, "overrides": {}}
+        with Run(tmp_path / f"bare-{seed}", config(tiny, seed=seed), datasets.load(tiny), **made) as run:
+            first, drawn = run.training_env().obs, torch.rand(3, generator=run.generator)
+        seen.append((set(rows.eval_seed), (folder / "policy.safetensors").read_bytes(), first.tolist(), drawn.tolist()))
+    (seeds, *rest), (other_seeds, *others) = seen
+    assert not seeds & other_seeds
+    assert all(one != other for one, other in zip(rest, others, strict=True))
+
+
+def test_methods_of_one_seed_meet_the_same_episodes(tiny, tmp_path):
+    """At an update offline, at an environment step online, whatever number of updates led there."""
+
+    def episodes(algo: str, axis: str, **more) -> dict[int, list[int]]:
+        options = {"hidden": (8,), "batch_size": 16, "eval_every": 20, "results": tmp_path, "seed": 3}
+        rows = pd.read_parquet(hoard.train(algo, tiny, **options | more) / "episodes.parquet")
+        return {at: own.eval_seed.tolist() for at, own in rows.groupby(axis)}
+
+    assert episodes("bc", "update", updates=40) == episodes("iql", "update", updates=40)
+    online = {"updates": 0, "online_steps": 240, "start_steps": 210, "eval_every": 200, "batch_size": 16}
+    often = episodes("rlpd", "env_step", **online, updates_per_step=3)
+    assert often == episodes("sac", "env_step", **online)
+    assert set(often) == {200, 240}
+
+
 def test_a_damaged_checkpoint_is_named(tiny, run_file, tmp_path):
     assert run_file("bc", *small(tiny)).returncode == 0
     folder = only_run(tmp_path / "results")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -341,6 +342,10 @@ def test_memory_is_that_of_the_process_and_its_children():
 # --- cells that outlived their sweep ---
 
 SLOW = "        import time\n        time.sleep(0.02)\n"
+WAITS = (
+    "        import time\n        while not (run.folder.parents[3] / 'go').exists():\n            time.sleep(0.02)\n"
+)
+ORPHANS: list[int] = []
 
 
 def orphan(suite_file: Path, results: Path, *more: str) -> list[int]:
@@ -352,9 +357,20 @@ def orphan(suite_file: Path, results: Path, *more: str) -> list[int]:
         assert sweep.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    ORPHANS.extend(status["pid"] for status in found)
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
-    return [status["pid"] for status in found]
+    return list(ORPHANS)
+
+
+@pytest.fixture(autouse=True)
+def none_is_left():
+    """A test that fails leaves no cell behind."""
+    yield
+    for pid in ORPHANS:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
+    ORPHANS.clear()
 
 
 def ended(pid: int) -> bool:
@@ -363,7 +379,7 @@ def ended(pid: int) -> bool:
 
 def test_orphans_are_adopted(forks, suite_file, tmp_path, capsys):
     """They take the places of cells, are waited for, and their results recorded; none is started again."""
-    forks(slow=SLOW)
+    forks(slow=WAITS)
     results = tmp_path / "results"
     pids = orphan(suite_file, results, "--jobs", "2", "--set", "updates=200")
     assert not any(ended(pid) for pid in pids)
@@ -372,6 +388,8 @@ def test_orphans_are_adopted(forks, suite_file, tmp_path, capsys):
     most = []
     start = sweep._start
     sweep._start = lambda job: (start(job), most.append(len(sweep._running)))
+    take_over = sweep._take_over
+    sweep._take_over = lambda: (take_over(), (results / "go").touch())
     assert sweep.run() == 0
     assert "2 cells of an earlier sweep still run: adopted" in capsys.readouterr().out
     assert all(ended(pid) for pid in pids)
