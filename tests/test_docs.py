@@ -103,18 +103,6 @@ def test_options_and_presets_named_on_a_page_exist(algorithm):
 # --- numbers ---
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_rows_of_tables_are_rows_of_the_experiments(page):
-    """A row shown may lack columns of the experiment's, but is its row to the last digit."""
-    for name, block in re.findall(r"<!-- table:([\w-]+) -->\n(.*?)<!-- /table -->", page.read_text(), re.S):
-        source = [cells_of(line) for line in (ROOT / "experiments" / name / "table.md").read_text().splitlines()]
-        rows = [cells_of(line) for line in block.splitlines()[2:]]
-        assert rows
-        for row in rows:
-            wanted = [cell for cell in row if cell]
-            assert any(not [cell for cell in wanted if cell not in known] for known in source), f"{name}: {row}"
-
-
 def test_algorithm_pages_show_results():
     for algorithm in ALGORITHMS:
         page = (DOCS / "algorithms" / f"{algorithm}.md").read_text()
