@@ -4,8 +4,8 @@ Between `<!-- table:NAME -->` and `<!-- /table -->` (in an experiment's own READ
 `experiments/NAME/table.md`, as `hoard report experiments/NAME` writes it: maybe without some rows and columns, maybe
 with columns of its own, in any order. Rows are found by dataset, method and variant; each cell whose column is the
 table's gets its value, and an empty one stays empty. Between `<!-- paired A B ... -->` and
-`<!-- pooled PATTERN ... -->` stands what `tools/paired.py` and `tools/pooled.py` print. Numbers in prose are not touched.
-With `--check` nothing is written, and the exit status is 1 if a page is not up to date.
+`<!-- pooled PATTERN ... -->` stands what `tools/paired.py` and `tools/pooled.py` print. Numbers in prose are not
+touched. With `--check` nothing is written, and the exit status is 1 if a page is not up to date.
 """
 
 from __future__ import annotations
