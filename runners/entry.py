@@ -94,8 +94,13 @@ def train_file(algo_file: Path, dataset: str, results: Path, preset: str | None,
     options = Options(results=Path(results), preset=preset)
     values = {"dataset": dataset, **values}
     parsed = build(module.Config, getattr(module, "PRESETS", {}), algo_file.name, options, values)
+    return execute(parsed, module.train, algo_file, source)
+
+
+def execute(parsed: Parsed, train: Train, algo_file: Path, source: str) -> Path:
+    """Make or continue the run that was asked for and return its folder. Raises as `prepare` and `carry_out` do."""
     run = prepare(parsed, algo_file, source)
-    return run if isinstance(run, Path) else carry_out(run, parsed, module.train)
+    return run if isinstance(run, Path) else carry_out(run, parsed, train)
 
 
 def prepare(parsed: Parsed, algo_file: Path, source: str) -> Run | Path:

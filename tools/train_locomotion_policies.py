@@ -43,7 +43,7 @@ from hoard.datasets.recipes.locomotion_policies import (
 from hoard.datasets.recipes.locomotion_replay import GRID, Replay, make_replay, save_replay
 from hoard.records.errors import STOPPED
 from hoard.runners import algorithms
-from hoard.runners.entry import carry_out, prepare
+from hoard.runners.entry import execute
 from hoard.runners.evaluate import training_seed
 from hoard.runners.options import Options, build
 from hoard.runners.run import Stopped
@@ -212,9 +212,7 @@ def train(config: Train) -> None:
     for name in ("seed", "updates_per_step", "batch_size", "hidden", "lr", "target_tau", "start_steps", "compile"):
         options[name] = getattr(config, name)
     parsed = build(sac.Config, sac.PRESETS, file.name, Options(results=config.out), options)
-    run = prepare(parsed, file, file.read_text())
-    if not isinstance(run, Path):
-        carry_out(run, parsed, watched)
+    execute(parsed, watched, file, file.read_text())
 
 
 # --- choosing ---
