@@ -1,8 +1,9 @@
-"""Methods against each other, seed by seed: `python tools/paired.py FOLDER A B [A B ...]`.
+"""Methods against each other, seed by seed: `python tools/paired.py [--over-all] FOLDER A B [A B ...]`.
 
 FOLDER is an archive or a suite's folder. For each pair and dataset a Markdown row: by how much A ends above B and,
 where both took environment steps, by how much its regret is higher (lower is better), over the steps that all methods
-took there. Means of the differences of the seeds that both finished, with 95 % Student-t intervals.
+took there. Means of the differences of the seeds that both finished, with 95 % Student-t intervals. With `--over-all` a
+row for each pair of the mean over all datasets instead, every one with the same weight, where both have seeds on each.
 """
 
 from __future__ import annotations
@@ -36,6 +37,22 @@ def rows(loaded: results.Results, pairs: Sequence[tuple[str, str]]) -> Iterator[
                 yield f"| `{dataset}` | {a} | {b} | {seeds} | {_difference(ends[0], ends[1], 1)} | {regret} |"
 
 
+def over_all(loaded: results.Results, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """A line for each pair over all datasets. Raises BadInput for a method without a common seed on one of them."""
+    measure = tables.measures(loaded, loaded.meta.get("metric") or "score")
+    last = tables.seed_values(loaded).set_index(["dataset", "method", "seed"]).sort_index()
+    for a, b in pairs:
+        strata = []
+        for dataset in loaded.datasets:
+            ends = [last.loc[(dataset, name)][measure[dataset]] for name in (a, b) if (dataset, name) in last.index]
+            differences = (ends[0] - ends[1]).dropna() if len(ends) == 2 else ()
+            if not len(differences):
+                raise BadInput(f"{a} and {b} have no finished seed in common on {dataset}")
+            strata.append(np.asarray(differences, dtype=np.float64))
+        found = tables.interval(*stats.mean_interval(strata), 1)
+        yield (f"| all {len(strata)} datasets | {a} | {b} | {min(map(len, strata))} | {found} | {tables.DASH} |")
+
+
 def _difference(a: pd.Series, b: pd.Series, decimals: int) -> str:
     found = stats.mean_interval([np.asarray((a - b).dropna(), dtype=np.float64)])
     return tables.interval(*found, decimals)
@@ -43,13 +60,15 @@ def _difference(a: pd.Series, b: pd.Series, decimals: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--over-all", action="store_true", help="the mean over all datasets, in place of each")
     parser.add_argument("folder", type=Path)
     parser.add_argument("methods", nargs="+", metavar="METHOD", help="A B, and further pairs")
     args = parser.parse_args(arguments)
     try:
         if len(args.methods) % 2:
             raise BadInput(f"{args.methods[-1]} has no partner: methods come in pairs")
-        lines = list(rows(results.load(args.folder), list(zip(args.methods[::2], args.methods[1::2]))))
+        pairs = list(zip(args.methods[::2], args.methods[1::2]))
+        lines = list((over_all if args.over_all else rows)(results.load(args.folder), pairs))
     except BadInput as error:
         parser.exit(BAD_INPUT, f"error: {error}\n")
     print("\n".join([HEAD, *lines]))

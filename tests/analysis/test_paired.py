@@ -37,6 +37,24 @@ def test_by_hand(folder):
     assert float(first[5].split(" ")[0]) == pytest.approx(np.mean(regret["moorl"] - regret["sac"]), abs=0.006)
 
 
+def test_over_all_datasets_every_one_weighs_the_same(sweep, capsys):
+    other = "hoard/maze2d/umaze-v0"
+    differences = {DATASET: [10.0, 12.0, 14.0], other: [-1.0, 1.0]}
+    for dataset, ahead in differences.items():
+        for seed, one in enumerate(ahead):
+            sweep.cell("iql", dataset, seed, last=50.0 + one)
+            sweep.cell("bc", dataset, seed, last=50.0)
+    folder = sweep.write()
+    tool.main(["--over-all", str(folder), "iql", "bc"])
+    found = stats.mean_interval([np.array(one) for one in differences.values()])
+    assert found.point == pytest.approx(6.0)
+    expected = f"| all 2 datasets | iql | bc | 2 | {found.point:.1f} [{found.low:.1f}, {found.high:.1f}] | – |"
+    assert capsys.readouterr().out.splitlines()[2] == expected
+    with pytest.raises(SystemExit):
+        tool.main(["--over-all", str(folder), "iql", "cql"])
+    assert "iql and cql have no finished seed in common on" in capsys.readouterr().err
+
+
 def test_wrong_requests(folder, capsys):
     for arguments, message in ((["moorl"], "moorl has no partner"), (["moorl", "iql"], "no method iql; there are")):
         with pytest.raises(SystemExit) as end:
