@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from hoard.analysis import page, plots, report, results, stats, tables
+from hoard.analysis import plots, report, results, stats, tables
 
 DATASET, OTHER = "hoard/pendulum/mixed-v0", "hoard/pointmaze/stitch-v0"
 NAN = {"status": "failed", "error": "FloatingPointError: critic_loss is nan at update 1200", "final": False}
@@ -258,7 +258,7 @@ class TestTerminal:
                     online = 500 * (method in ("moorl", "rlpd", "drbc", "hnpg", "sac"))
                     curve = [10.0 + seed, -123.4 + 10 * seed]
                     sweep.cell(method, dataset, seed, curve=curve, success=bool(seed), env_steps=online, **lost)
-        text = page.text(results.load(sweep.write()), metric)
+        text = report.build(sweep.write(), metric=metric).text
         assert max(len(line) for line in text.splitlines()) <= 80
         for method in self.METHODS:
             assert f" {method} " in text  # no name was cut
