@@ -101,7 +101,7 @@ def write(folder: Path, metric: str | None, everything: bool) -> str:
 
 def metric_of(loaded: Results, metric: str | None) -> str:
     """What to compare: as asked, else as the suite says, else the score."""
-    return metric or loaded.meta.get("metric") or "score"
+    return metric or loaded.metric
 
 
 def _sections(loaded: Results, metric: str, ranked: list[comparisons.Ranking]) -> list[Section]:

@@ -70,6 +70,11 @@ class Results:
     def archived(self) -> bool:
         return self.kind == "archive"
 
+    @property
+    def metric(self) -> str:
+        """What the suite compares by; the score where it does not say."""
+        return self.meta.get("metric") or "score"
+
     @cached_property
     def methods(self) -> list[str]:
         return list(dict.fromkeys(self.cells["method"]))

@@ -104,7 +104,7 @@ def pictures(loaded: Results, runs: dict[int, Path]) -> tuple[dict[int, list[Sho
 
 def medians(loaded: Results, metric: str | None = None) -> list[int]:
     """For each method on each dataset the cell of the finished seed whose last score is the median, or just below."""
-    measure = tables.measures(loaded, metric or loaded.meta.get("metric") or "score")
+    measure = tables.measures(loaded, metric or loaded.metric)
     values = tables.seed_values(loaded)
     cells = loaded.cells.reset_index().rename(columns={"index": "cell"})
     rows = values[~values["diverged"]].merge(cells[["cell", "method", "dataset", "seed"]])

@@ -1,9 +1,14 @@
-"""Command lines of algorithm files and a suite, as tests start them."""
+"""Command lines of algorithm files and a suite, as tests start them; data for an environment of a test's own."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
+
+import gymnasium as gym
+
+from hoard import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_SUITE = """
@@ -49,3 +54,12 @@ def small(dataset: str, **options: object) -> list[str]:
         if value is not None
         for part in (f"--{name.replace('_', '-')}", *str(value).split(" "))
     ]
+
+
+def one_number_in(dataset: str, env: type[gym.Env], limit: int) -> datasets.Dataset:
+    """The first number of a dataset's observations, to be evaluated in `env` with a time limit."""
+    name = f"test/{env.__name__}-v0"
+    if name not in gym.registry:
+        gym.register(name, env, max_episode_steps=limit)
+    data = datasets.load(dataset)
+    return dataclasses.replace(data, observations=data.observations[:, :1], env_spec=gym.spec(name))

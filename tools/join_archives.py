@@ -63,8 +63,7 @@ def joined(folders: Sequence[Path]) -> tuple[dict[str, Any], pa.Table, pa.Table 
         for name, added in (("command", _portable(other["command"])), ("created", other["created"])):
             whole[name] = "; ".join(dict.fromkeys([*whole[name].split("; "), added]))
         made, also = whole["provenance"], other["provenance"]
-        revisions = [*made["revision"].split(", "), *also["revision"].split(", ")]
-        whole["provenance"] = made | {"revision": ", ".join(dict.fromkeys(revisions))}
+        whole["provenance"] = made | {"revision": record.joined_names(made["revision"], also["revision"])}
     whole["cells"] = [cell | {"selected": True} for cell in whole["cells"]]
     return whole, pa.concat_tables(tables), pa.concat_tables(times) if timed else None
 

@@ -9,7 +9,7 @@ row for each pair of the mean over all datasets instead, every one with the same
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,11 @@ def rows(loaded: results.Results, pairs: Sequence[tuple[str, str]]) -> Iterator[
     """A line of the table for each pair on each dataset. Raises BadInput for a method that is not there."""
     for name in {method for pair in pairs for method in pair} - set(loaded.methods):
         raise BadInput(f"no method {name}; there are {', '.join(loaded.methods)}")
-    measure = tables.measures(loaded, loaded.meta.get("metric") or "score")
-    last = tables.seed_values(loaded).set_index(["dataset", "method", "seed"]).sort_index()
+    measure, ends_of = _last_values(loaded)
     for dataset in loaded.datasets:
         lost = online.regrets(loaded, dataset, measure[dataset])
         for a, b in pairs:
-            ends = [last.loc[(dataset, name)][measure[dataset]] for name in (a, b) if (dataset, name) in last.index]
+            ends = ends_of(dataset, (a, b))
             if len(ends) == 2:
                 regret = _difference(lost[a], lost[b], 2) if a in lost and b in lost else tables.DASH
                 seeds = len(ends[0].index.intersection(ends[1].index))
@@ -39,18 +38,30 @@ def rows(loaded: results.Results, pairs: Sequence[tuple[str, str]]) -> Iterator[
 
 def over_all(loaded: results.Results, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
     """A line for each pair over all datasets. Raises BadInput for a method without a common seed on one of them."""
-    measure = tables.measures(loaded, loaded.meta.get("metric") or "score")
-    last = tables.seed_values(loaded).set_index(["dataset", "method", "seed"]).sort_index()
+    _, ends_of = _last_values(loaded)
     for a, b in pairs:
         strata = []
         for dataset in loaded.datasets:
-            ends = [last.loc[(dataset, name)][measure[dataset]] for name in (a, b) if (dataset, name) in last.index]
+            ends = ends_of(dataset, (a, b))
             differences = (ends[0] - ends[1]).dropna() if len(ends) == 2 else ()
             if not len(differences):
                 raise BadInput(f"{a} and {b} have no finished seed in common on {dataset}")
             strata.append(np.asarray(differences, dtype=np.float64))
         found = tables.interval(*stats.mean_interval(strata), 1)
-        yield (f"| all {len(strata)} datasets | {a} | {b} | {min(map(len, strata))} | {found} | {tables.DASH} |")
+        yield f"| all {len(strata)} datasets | {a} | {b} | {min(map(len, strata))} | {found} | {tables.DASH} |"
+
+
+def _last_values(
+    loaded: results.Results,
+) -> tuple[dict[str, str], Callable[[str, tuple[str, str]], list[pd.Series]]]:
+    """What is measured on each dataset; and (dataset, pair) -> last values by seed, of those of the two with any."""
+    measure = tables.measures(loaded, loaded.metric)
+    last = tables.seed_values(loaded).set_index(["dataset", "method", "seed"]).sort_index()
+
+    def ends_of(dataset: str, pair: tuple[str, str]) -> list[pd.Series]:
+        return [last.loc[(dataset, name)][measure[dataset]] for name in pair if (dataset, name) in last.index]
+
+    return measure, ends_of
 
 
 def _difference(a: pd.Series, b: pd.Series, decimals: int) -> str:

@@ -23,7 +23,7 @@ def head(measure: str) -> str:
 
 def measure_of(loaded: results.Results) -> str:
     """What the suite is measured by. Raises BadInput where datasets differ in it."""
-    found = set(tables.measures(loaded, loaded.meta.get("metric", "score")).values())
+    found = set(tables.measures(loaded, loaded.metric).values())
     if len(found) > 1:
         raise BadInput(f"the datasets have no measure in common: {', '.join(sorted(found))}")
     return found.pop()

@@ -29,7 +29,7 @@ def _compare(args: argparse.Namespace) -> int:
     from hoard.analysis import comparisons, results
 
     a, b = results.load(args.a), results.load(args.b)
-    found = comparisons.compare(a, b, args.metric or a.meta.get("metric") or "score")
+    found = comparisons.compare(a, b, args.metric or a.metric)
     head = [f"A: {args.a}", f"B: {args.b}"]
     for side, one in zip("AB", (a, b)):
         revision = (one.meta.get("provenance") or {}).get("revision")

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from helpers import one_number_in
 
 from hoard import datasets
 from hoard.datasets.discrete import OneHot
@@ -92,13 +93,7 @@ class EarlyEnd(gym.Env):
 
 
 def test_episodes_end_at_their_own_time(tiny):
-    import dataclasses
-
-    name = "test/EarlyEnd-v0"
-    if name not in gym.registry:
-        gym.register(name, EarlyEnd, max_episode_steps=6)
-    data = datasets.load(tiny)
-    data = dataclasses.replace(data, observations=data.observations[:, :1], env_spec=gym.spec(name))
+    data = one_number_in(tiny, EarlyEnd, 6)
     rows = evaluator_of(data)(lambda obs, history: torch.zeros(len(obs), 1), [20, 23, 29], draws())
     assert [(r["length"], r["return"], r["success"]) for r in rows] == [(1, 1, True), (4, 4, True), (6, 6, False)]
 
@@ -113,11 +108,7 @@ class OnTheWay(EarlyEnd):
 
 
 def test_success_at_any_time_counts(tiny):
-    name = "test/OnTheWay-v0"
-    if name not in gym.registry:
-        gym.register(name, OnTheWay, max_episode_steps=6)
-    data = datasets.load(tiny)
-    data = dataclasses.replace(data, observations=data.observations[:, :1], env_spec=gym.spec(name))
+    data = one_number_in(tiny, OnTheWay, 6)
     rows = evaluator_of(data)(lambda obs, history: torch.zeros(len(obs), 1), [24], draws())
     assert [(row["length"], row["success"]) for row in rows] == [(5, True)]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import types
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from helpers import one_number_in
 
-from hoard import datasets
 from hoard.algos import hnpg
 from hoard.datasets import ReplayBuffer
 from hoard.runners.task import task_of
@@ -42,11 +41,7 @@ class Ends(gym.Env):
 @pytest.fixture
 def ends(tiny):
     """A dataset whose evaluation environment is `Ends`, cut after five steps."""
-    name = "test/Ends-v0"
-    if name not in gym.registry:
-        gym.register(name, Ends, max_episode_steps=5)
-    data = datasets.load(tiny)
-    return dataclasses.replace(data, observations=data.observations[:, :1], env_spec=gym.spec(name))
+    return one_number_in(tiny, Ends, 5)
 
 
 def environment_of(data, **more) -> TrainingEnv:
